@@ -1,0 +1,57 @@
+# make run    the series from images to table, figures and report     PROFILE=quick|cpu|paper|best DATA=folder RUN=name ARGS="--only 04,08"
+# make test   style, unit tests and every notebook
+# make lab    the notebooks in JupyterLab
+# make bench  the benchmarks
+# make clean  removes .venv and caches; runs/ and data/ stay
+# run, test, lab and bench set .venv up by themselves the first time; PYTHON=/path/to/python3.12 chooses the Python for it.
+
+PROFILE = quick
+DATA =
+RUN =
+ARGS =
+PYTHON =
+
+BIN = .venv/bin
+STAMP = .venv/.stamp
+
+.PHONY: run test lab bench clean
+
+run: $(STAMP)
+	$(BIN)/hcm run --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(ARGS)
+
+test: export HCM_HEADLESS = 1
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest tests
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
+
+bench: $(STAMP)
+	@for benchmark in benchmarks/*.py; do \
+	    if [ -f "$$benchmark" ]; then echo "$$benchmark"; $(BIN)/python "$$benchmark" || exit 1; fi; \
+	done
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
+	find hcm_helpers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@found=; for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.14 python3.13 python3.12 python3.11); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "No Python 3.11 or newer was found; install one (Debian 12, Ubuntu 24.04: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; \
+	fi; \
+	if ! "$$found" -c 'import ensurepip, venv' 2>/dev/null; then \
+	    echo "$$found lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv) and run make again" >&2; exit 1; \
+	fi; \
+	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	    echo "Setting .venv up with $$($$found --version); the packages come once, about 1 GB or more."; \
+	    "$$found" -m venv --clear .venv; \
+	fi
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@test -f .venv/share/jupyter/kernels/python3/kernel.json || $(BIN)/python -m ipykernel install --sys-prefix
+	@touch $@

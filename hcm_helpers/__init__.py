@@ -1,0 +1,1 @@
+"""Six generative models for cardiac MR images of hypertrophic cardiomyopathy."""

@@ -1,0 +1,1 @@
+"""The six generative models, one module each, from networks to samples."""

@@ -1,0 +1,125 @@
+"""GAN with an auxiliary classifier (Odena, Olah & Shlens 2017, arXiv 1610.09585): one network, five kinds of heart."""
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.augment import diff_augment
+from hcm_helpers.models.dcgan import Generator, Trunk
+from hcm_helpers.models.layers import Batch, adam, bce, check_image_size, step
+
+
+class ConditionalGenerator(nn.Module):
+    """The DCGAN generator, told which group to draw: the class, one-hot, is appended to the noise.
+
+    Args:
+        image_size: height and width of the image: 32, 64, 128 or 256.
+        latent_dim: length of the noise vector z.
+        width: channels of the last hidden layer.
+        num_classes: how many groups there are.
+
+    Shapes: z (B, latent_dim), c (B,) int64 → image (B, 1, image_size, image_size) in [−1, 1].
+    """
+
+    def __init__(self, image_size: int, latent_dim: int, width: int, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+        self.draw = Generator(image_size, latent_dim + num_classes, width)
+
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        return self.draw(torch.cat([z, F.one_hot(c, self.num_classes).to(z)], dim=1))
+
+
+class Discriminator(nn.Module):
+    """One trunk with two heads: is it real (source S), and which group is it (class C)?
+
+    Shapes: image (B, 1, image_size, image_size) → source logit (B,), class logits (B, num_classes).
+    """
+
+    def __init__(self, image_size: int, width: int, num_classes: int):
+        super().__init__()
+        self.trunk = Trunk(image_size, width)
+        self.source = nn.Linear(self.trunk.out_features, 1)
+        self.classes = nn.Linear(self.trunk.out_features, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.trunk(x)
+        return self.source(features).squeeze(1), self.classes(features)
+
+
+class ACGAN(nn.Module):
+    """Both players of equations 6 and 7.
+
+    Args:
+        image_size: height and width of the images: 32, 64, 128 or 256.
+        latent_dim: length of the noise vector z.
+        width: channels next to the image in both networks.
+        label_smoothing: D's target for the source of real images is 1 − label_smoothing.
+        augment: show D real and generated images through `diff_augment`.
+        num_classes: how many groups there are.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        latent_dim: int = 100,
+        width: int = 32,
+        label_smoothing: float = 0.1,
+        augment: bool = True,
+        num_classes: int = len(GROUPS),
+    ):
+        super().__init__()
+        check_image_size(image_size)
+        self.generator = ConditionalGenerator(image_size, latent_dim, width, num_classes)
+        self.discriminator = Discriminator(image_size, width, num_classes)
+        self.latent_dim, self.num_classes = latent_dim, num_classes
+        self.real_label = 1.0 - label_smoothing
+        self.augment = diff_augment if augment else nn.Identity()
+
+    def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
+        """One Adam a player."""
+        return {
+            "discriminator": adam(self.discriminator.parameters(), learning_rate, betas),
+            "generator": adam(self.generator.parameters(), learning_rate, betas),
+        }
+
+    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+        """D ascends L_S + L_C (equations 6 and 7), G ascends L_C − L_S.
+
+        The paper's text has G ascend L_S − L_C, which would teach it to draw the wrong group; Odena et al. have
+        it as it stands here. −L_S is taken in its non-saturating form, log P(S = real | X_fake).
+        """
+        x, c, G, D, T = batch.images, batch.labels, self.generator, self.discriminator, self.augment
+        z = torch.randn(len(x), self.latent_dim, device=x.device)
+        c_fake = torch.randint(0, self.num_classes, (len(x),), device=x.device)
+        x_fake = G(z, c_fake)
+
+        S_real, C_real = D(T(x))
+        S_fake, C_fake = D(T(x_fake.detach()))
+        L_S = -bce(S_real, self.real_label) - bce(S_fake, 0.0)
+        L_C = -F.cross_entropy(C_real, c) - F.cross_entropy(C_fake, c_fake)
+        loss_D = -(L_S + L_C)
+        step(optimizers["discriminator"], loss_D, fabric)
+
+        S_fake, C_fake = D(T(x_fake))
+        loss_class = F.cross_entropy(C_fake, c_fake)
+        loss_G = bce(S_fake, 1.0) + loss_class
+        step(optimizers["generator"], loss_G, fabric)
+        return {"generator": loss_G, "discriminator": loss_D, "class_real": -L_C, "class_fake": loss_class}
+
+    @torch.no_grad()
+    def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n images (n, 1, H, W) in [−1, 1], of the groups in labels (int64 (n,)), HCM without.
+
+        Raises:
+            DataError: a label outside the groups.
+        """
+        device = next(self.parameters()).device
+        c = torch.full((n,), GROUPS.index("HCM")) if labels is None else labels.cpu()
+        if len(c) != n or c.min() < 0 or c.max() >= self.num_classes:
+            raise DataError(f"labels must be {n} numbers from 0 to {self.num_classes - 1}, the index of the group")
+        z = torch.randn(n, self.latent_dim, generator=generator)
+        return self.generator(z.to(device), c.to(device)).float()

@@ -1,0 +1,125 @@
+"""InfoGAN (Chen et al. 2016, arXiv 1606.03657): a GAN whose noise has named knobs, found without any label."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hcm_helpers.augment import diff_augment
+from hcm_helpers.models.dcgan import Generator, Trunk
+from hcm_helpers.models.layers import Batch, adam, bce, check_image_size, step
+
+
+class Discriminator(nn.Module):
+    """D and Q on one trunk: is it real, and which code c was it drawn from?
+
+    Shapes: image (B, 1, image_size, image_size) → source logit (B,); the parameters of Q(c|x): logits of the
+    categorical code (B, num_categories) and means of the continuous codes (B, num_continuous).
+    """
+
+    def __init__(self, image_size: int, width: int, num_categories: int, num_continuous: int):
+        super().__init__()
+        self.trunk = Trunk(image_size, width)
+        self.source = nn.Linear(self.trunk.out_features, 1)
+        self.Q = nn.Sequential(nn.Linear(self.trunk.out_features, 128), nn.LeakyReLU(0.2))
+        self.category = nn.Linear(128, num_categories)
+        self.mean = nn.Linear(128, num_continuous)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.trunk(x)
+        q = self.Q(features)
+        return self.source(features).squeeze(1), self.category(q), self.mean(q)
+
+
+class InfoGAN(nn.Module):
+    """Players of equation 8.
+
+    Args:
+        image_size: height and width of the images: 32, 64, 128 or 256.
+        latent_dim: length of the incompressible noise z.
+        width: channels next to the image in both networks.
+        num_categories: values of the one categorical code, drawn with equal probability.
+        num_continuous: continuous codes, each uniform on [−1, 1].
+        mutual_information_weight: λ of equation 8.
+        label_smoothing: D's target for real images is 1 − label_smoothing.
+        augment: show D real and generated images through `diff_augment`.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 64,
+        latent_dim: int = 100,
+        width: int = 32,
+        num_categories: int = 4,
+        num_continuous: int = 2,
+        mutual_information_weight: float = 1.0,
+        label_smoothing: float = 0.1,
+        augment: bool = True,
+    ):
+        super().__init__()
+        check_image_size(image_size)
+        self.generator = Generator(image_size, latent_dim + num_categories + num_continuous, width)
+        self.discriminator = Discriminator(image_size, width, num_categories, num_continuous)
+        self.latent_dim, self.num_categories, self.num_continuous = latent_dim, num_categories, num_continuous
+        self.mutual_information_weight = mutual_information_weight
+        self.real_label = 1.0 - label_smoothing
+        self.augment = diff_augment if augment else nn.Identity()
+
+    def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
+        """One Adam a player; Q sits on D's trunk and moves with it, as both players want L_I high."""
+        return {
+            "discriminator": adam(self.discriminator.parameters(), learning_rate, betas),
+            "generator": adam(self.generator.parameters(), learning_rate, betas),
+        }
+
+    def noise(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw z ~ N(0, I) (n, latent_dim), a category (n,) int64 and continuous codes in [−1, 1] (n, num_continuous)."""
+        z = torch.randn(n, self.latent_dim, generator=generator)
+        category = torch.randint(0, self.num_categories, (n,), generator=generator)
+        continuous = 2 * torch.rand(n, self.num_continuous, generator=generator) - 1
+        return z, category, continuous
+
+    def generate(self, z: Tensor, category: Tensor, continuous: Tensor) -> Tensor:
+        """G(z, c): the three parts of the input, joined. Shapes as `noise` gives them → (n, 1, H, W) in [−1, 1]."""
+        one_hot = F.one_hot(category, self.num_categories).to(z)
+        return self.generator(torch.cat([z, one_hot, continuous], dim=1))
+
+    def mutual_information(self, q: tuple[Tensor, Tensor], category: Tensor, continuous: Tensor) -> Tensor:
+        """L_I = E[log Q(c|x)] + H(c), the lower bound of I(c; G(z, c)) in nats (Chen et al., equation 5).
+
+        Q of a continuous code is a normal distribution of unit variance around the predicted mean, so its part
+        of the bound is loose; that of the category ends at H(c) = log num_categories.
+        """
+        logits, mean = q
+        log_Q = -F.cross_entropy(logits.float(), category) - 0.5 * (
+            (continuous - mean.float()).square() + math.log(2 * math.pi)
+        ).sum(1).mean()
+        H = math.log(self.num_categories) + self.num_continuous * math.log(2)
+        return log_Q + H
+
+    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+        """One move of each player in equation 8: min over G and Q, max over D, of V(D, G) − λ L_I(G, Q)."""
+        x, D, T, lambda_ = batch.images, self.discriminator, self.augment, self.mutual_information_weight
+        z, category, continuous = (part.to(x.device) for part in self.noise(len(x)))
+        x_fake = self.generate(z, category, continuous)
+
+        source_real, *_ = D(T(x))
+        source_fake, *q = D(T(x_fake.detach()))
+        V = bce(source_real, self.real_label) + bce(source_fake, 0.0)
+        loss_D = V - lambda_ * self.mutual_information(q, category, continuous)
+        step(optimizers["discriminator"], loss_D, fabric)
+
+        source_fake, *q = D(T(x_fake))
+        L_I = self.mutual_information(q, category, continuous)
+        loss_G = bce(source_fake, 1.0) - lambda_ * L_I
+        step(optimizers["generator"], loss_G, fabric)
+        return {"generator": loss_G, "discriminator": loss_D, "mutual_information": L_I}
+
+    @torch.no_grad()
+    def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n images (n, 1, H, W) in [−1, 1] with random codes; labels are not used."""
+        device = next(self.parameters()).device
+        return self.generate(*(part.to(device) for part in self.noise(n, generator))).float()

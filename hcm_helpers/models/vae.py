@@ -1,0 +1,133 @@
+"""Variational autoencoder (Kingma & Welling 2013, arXiv 1312.6114)."""
+
+import math
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hcm_helpers.augment import jitter
+from hcm_helpers.models.layers import Batch, adam, check_image_size, step
+
+
+class Encoder(nn.Module):
+    """Image to a normal distribution over the latent space (equation 1).
+
+    Args:
+        image_size: height and width of the image: 32, 64, 128 or 256.
+        latent_dim: length of z.
+        width: channels of the first layer; doubles with each halving of the size, up to eight times.
+
+    Shapes: x (B, 1, image_size, image_size) → μ and log σ², each (B, latent_dim).
+    """
+
+    def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 32):
+        super().__init__()
+        channels = channel_plan(image_size, width)
+        layers: list[nn.Module] = [nn.Conv2d(1, channels[0], 4, stride=2, padding=1), nn.SiLU()]
+        for inputs, outputs in zip(channels, channels[1:], strict=False):
+            # size × size → size/2 × size/2
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 16, 2 * latent_dim))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, log_variance = self.layers(x).float().chunk(2, dim=1)
+        return mu, log_variance
+
+
+class Decoder(nn.Module):
+    """A point of the latent space to an image (equation 2).
+
+    Shapes: z (B, latent_dim) → x̂ (B, 1, image_size, image_size) in [−1, 1].
+    """
+
+    def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 32):
+        super().__init__()
+        channels = channel_plan(image_size, width)[::-1]
+        layers: list[nn.Module] = [nn.Linear(latent_dim, channels[0] * 16), nn.Unflatten(1, (channels[0], 4, 4))]
+        for inputs, outputs in zip(channels, channels[1:], strict=False):
+            # size × size → 2·size × 2·size
+            layers += [
+                nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1),
+                nn.GroupNorm(8, outputs),
+                nn.SiLU(),
+            ]
+        self.layers = nn.Sequential(
+            *layers, nn.ConvTranspose2d(channels[-1], 1, 4, stride=2, padding=1), nn.Tanh()
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
+
+
+def channel_plan(image_size: int, width: int) -> list[int]:
+    """Channels at each size from image_size/2 down to 4, e.g. [32, 64, 128, 256] for 64 and 32."""
+    return [width * min(2**i, 8) for i in range(int(math.log2(image_size // 4)))]
+
+
+def kl_divergence(mu: Tensor, log_variance: Tensor) -> Tensor:
+    """KL( N(μ, diag σ²) ‖ N(0, I) ) of each row in nats: −½ Σⱼ (1 + log σⱼ² − μⱼ² − σⱼ²) (equation 4)."""
+    return -0.5 * (1 + log_variance - mu.square() - log_variance.exp()).sum(dim=1)
+
+
+class VAE(nn.Module):
+    """Encoder, decoder and the bound of equation 3.
+
+    Args:
+        image_size: height and width of the images: 32, 64, 128 or 256.
+        latent_dim: length of z.
+        width: channels next to the image in both networks.
+        augment: show the network each image turned, shifted and scaled a little (`jitter`).
+    """
+
+    def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 32, augment: bool = True):
+        super().__init__()
+        check_image_size(image_size)
+        self.encoder = Encoder(image_size, latent_dim, width)
+        self.decoder = Decoder(image_size, latent_dim, width)
+        # p(x|z) = N(x; x̂, s²) with one s for all pixels, learned: it sets the weight of the two terms of
+        # equation 3 by itself (Rybkin, Daniilidis & Levine 2020, arXiv 2006.13202).
+        self.log_s = nn.Parameter(torch.tensor(-1.0))
+        self.latent_dim = latent_dim
+        self.augment = jitter if augment else nn.Identity()
+
+    def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
+        """One Adam: encoder and decoder pull the same rope."""
+        return {"vae": adam(self.parameters(), learning_rate, betas)}
+
+    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x̂, μ and log σ² of a batch, with one z = μ + σ ε drawn for each image (the reparametrisation trick)."""
+        mu, log_variance = self.encoder(x)
+        epsilon = torch.randn(mu.shape, generator=generator).to(mu)
+        z = mu + (0.5 * log_variance).exp() * epsilon
+        return self.decoder(z), mu, log_variance
+
+    def losses(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The two terms of equation 3 in nats an image: −log p(x|z) and the KL divergence, means over the batch."""
+        x_hat, mu, log_variance = self(x, generator)
+        s = self.log_s.exp()
+        squared_error = (x - x_hat.float()).square().flatten(1).sum(1)
+        num_pixels = x[0].numel()
+        reconstruction = squared_error / (2 * s**2) + num_pixels * (self.log_s + 0.5 * math.log(2 * math.pi))
+        return {"reconstruction": reconstruction.mean(), "kl": kl_divergence(mu, log_variance).mean()}
+
+    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+        """One step down L_VAE = E[−log p(x|z)] + KL (equation 3)."""
+        terms = self.losses(self.augment(batch.images))
+        loss = terms["reconstruction"] + terms["kl"]
+        num_pixels = batch.images[0].numel()
+        step(optimizers["vae"], loss / num_pixels, fabric)  # per pixel, so that one learning rate fits all sizes
+        return {"loss": loss, **terms}
+
+    def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """L_VAE of held-out images, in nats an image."""
+        terms = self.losses(batch.images, generator)
+        return terms["reconstruction"] + terms["kl"]
+
+    @torch.no_grad()
+    def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw z ~ N(0, I) and decode it: (n, 1, H, W) in [−1, 1]; labels are not used."""
+        device = next(self.parameters()).device
+        z = torch.randn(n, self.latent_dim, generator=generator).to(device)
+        return self.decoder(z).float()

@@ -1,0 +1,524 @@
+"""The `hcm` command: runs the notebooks in order, through papermill, into runs/<run>/.
+
+What passes from one notebook to the next is files in that folder. At the end stand the table and report.html.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+import os
+import platform
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hcm_helpers import acdc
+from hcm_helpers.acdc import DataError
+from hcm_helpers.report import clock, table_as_text, write_report, write_whole
+
+Parameters = dict[str, Any]
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+
+STEPS: dict[
+    str, str | None
+] = {  # notebook: the model it trains; the files of one step are what the next reads
+    "01_data_preparation": None,
+    "02_vae": "vae",
+    "03_gan": "gan",
+    "04_dcgan": "dcgan",
+    "05_acgan": "acgan",
+    "06_infogan": "infogan",
+    "07_diffusion": "diffusion",
+    "08_evaluation": None,
+    "10_figures": None,
+}
+
+# Profile: step: parameters that differ from those stored in the step's notebook.
+PROTOCOL = {"epochs": 100, "batch_size": 32, "learning_rate": 2e-4}  # the paper's section 2.3
+PROFILES: dict[str, dict[str, Parameters]] = {
+    "quick": {},  # the notebooks as they are stored: the phantom, small pictures, minutes on two CPU cores
+    "cpu": {  # 64×64, real patients where there are any, within an hour on two CPU cores
+        "data_preparation": {"image_size": 64},
+    },
+    "paper": {  # the paper's protocol at 128×128, on a GPU
+        "data_preparation": {"image_size": 128},
+        **dict.fromkeys(("vae", "gan", "dcgan", "acgan", "infogan"), PROTOCOL),
+        "diffusion": PROTOCOL | {"epochs": 115},
+    },
+    "best": {  # the strongest recipe of each model at 128×128, on a GPU
+        "data_preparation": {"image_size": 128},
+    },
+}
+
+IMAGE_SIZES = (32, 64, 128, 256)
+CELL_TIMEOUT = (
+    24 * 3600
+)  # seconds that one cell may take: a net under a hanging kernel, far above any training
+PACKAGES = ("hcm-helpers", "torch", "lightning-fabric", "numpy", "scikit-image", "nibabel", "papermill")
+
+
+class NotebookError(Exception):
+    """A cell failed.
+
+    Args:
+        message: what went wrong, where, and which file shows it, as printed to the user.
+        bad_input: whether the cause is a DataError, that is, something that the user can put right.
+    """
+
+    def __init__(self, message: str, bad_input: bool = False):
+        super().__init__(message)
+        self.bad_input = bad_input
+
+
+def run_series(
+    profile: str | None = None,
+    data: str | Path | None = None,
+    run: str | None = None,
+    seed: int | None = None,
+    only: Iterable[str] = (),
+    overrides: Mapping[str, Parameters] | None = None,
+    *,
+    home: str | Path = ".",
+    notebooks_dir: str | Path = NOTEBOOKS,
+    echo: Callable[[str], None] = click.echo,
+) -> Path:
+    """Run the notebooks in order into home/runs/<run>/.
+
+    Args:
+        profile: a key of PROFILES; None: quick, or where `only` repeats steps of a run, that run's.
+        data: a folder in ACDC's layout; None: home/data/acdc if that holds ACDC, the phantom otherwise.
+        run: name of the run's folder; None: the profile's name.
+        seed: of every notebook; None: 0, or where `only` repeats steps of a run, that run's.
+        only: the steps to run, by number or name; none named: all.
+        overrides: step: parameter: value, over the profile's; the step by number or name.
+        home: the folder with runs/ and data/ in it.
+        notebooks_dir: where the notebooks are.
+        echo: prints one line.
+
+    Returns:
+        The run's folder: report.html, run.json, notebooks/ and what the notebooks wrote.
+
+    Raises:
+        DataError: data, profile, step, parameter or value are wrong; nothing has been started or written.
+        NotebookError: a cell failed; run.json and the executed notebook tell where.
+    """
+    home, notebooks_dir = Path(home).resolve(), Path(notebooks_dir).resolve()
+    notebooks = chosen_steps(only)
+    record = earlier_record(home, run or profile or "quick") if only else {}
+    profile = profile or record.get("profile", "quick")
+    seed = record.get("seed", 0) if seed is None else seed
+    folder = home / "runs" / run_name(run or profile)
+    parameters = plan(profile, folder, seed, notebooks, overrides or {}, notebooks_dir)
+
+    prepares = "01_data_preparation" in notebooks
+    if prepares:
+        data, description = choose_data(data, home, parameters["01_data_preparation"])
+        parameters["01_data_preparation"]["data_dir"] = str(data)
+        record |= {"data": str(data), "data_description": description}
+        echo(f"data      {data} ({description})")
+    elif data is not None:
+        raise DataError("--data is read by notebook 01 only; add 01 to --only")
+    echo(f"run       {folder} (profile {profile}, seed {seed})")
+
+    record |= {"run": folder.name, "profile": profile, "seed": seed}
+    record |= {
+        "started": datetime.now().isoformat("T", "seconds"),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    states = record.setdefault("notebooks", {})
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    with progress(len(notebooks), echo) as (begin, end):
+        for notebook in notebooks:
+            state = states[notebook] = {
+                "state": "running",
+                "seconds": None,
+                "parameters": parameters[notebook],
+            }
+            write_record(folder, record)
+            begin(notebook)
+            start, outcome = time.perf_counter(), "stopped"
+            try:
+                execute(notebooks_dir / f"{notebook}.ipynb", folder / "notebooks", parameters[notebook])
+                outcome = "done"
+            except NotebookError:
+                outcome = "failed"
+                raise
+            finally:
+                state |= {"state": outcome, "seconds": round(time.perf_counter() - start, 1)}
+                write_record(folder, record)
+            end(notebook, state["seconds"])
+
+    write_report(folder)
+    return folder
+
+
+def plan(
+    profile: str,
+    folder: Path,
+    seed: int,
+    notebooks: Iterable[str],
+    overrides: Mapping[str, Parameters],
+    notebooks_dir: Path = NOTEBOOKS,
+) -> dict[str, Parameters]:
+    """All parameters of each notebook: the stored ones, over them the profile's, over these the overrides.
+
+    Args:
+        profile: a key of PROFILES.
+        folder: the run's folder, absolute.
+        seed: of every notebook.
+        notebooks: names, as in STEPS.
+        overrides: step: parameter: value.
+        notebooks_dir: where the notebooks are.
+
+    Raises:
+        DataError: an unknown profile, step or parameter, or a value of the wrong type.
+    """
+    if profile not in PROFILES:
+        raise _unknown("profile", profile, PROFILES)
+    by_notebook = {find_step(step): values for step, values in PROFILES[profile].items()}
+    ours: dict[str, Parameters] = {}
+    for step, values in overrides.items():
+        ours.setdefault(find_step(step), {}).update(values)
+    for notebook in ours.keys() - set(notebooks):
+        raise DataError(
+            f"{step_name(notebook)} gets parameters, but is not among the steps to run; add it to --only"
+        )
+
+    parameters = {}
+    for notebook in notebooks:
+        step, defaults = step_name(notebook), stored_parameters(notebooks_dir / f"{notebook}.ipynb")
+        common = {"run_dir": str(folder), "seed": seed}
+        values = {**defaults, **{name: value for name, value in common.items() if name in defaults}}
+        for name, value in (by_notebook.get(notebook, {}) | ours.get(notebook, {})).items():
+            if name not in defaults:
+                known = [f"{step}.{known}" for known in defaults if known not in ("run_dir", "data_dir")]
+                raise _unknown("parameter", f"{step}.{name}", known)
+            values[name] = checked(f"{step}.{name}", value, defaults[name])
+        parameters[notebook] = values
+    size = parameters.get("01_data_preparation", {}).get("image_size", IMAGE_SIZES[0])
+    if size not in IMAGE_SIZES:
+        raise DataError(
+            f"image size {size} cannot be used: the networks halve and double it step by step, "
+            f"so take a power of two from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}"
+        )
+    return parameters
+
+
+def stored_parameters(notebook: Path) -> Parameters:
+    """Name and value of each flat literal in the notebook's cell tagged `parameters`; nothing is executed.
+
+    Raises:
+        DataError: no such notebook, no such cell, or something else than `name = literal` in it.
+    """
+    if not notebook.is_file():
+        raise DataError(
+            f"{notebook}: no such notebook; install the package from a clone, by pip install -e ."
+        )
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    if not tagged:
+        raise DataError(f"{notebook}: no cell is tagged `parameters`; tag the one that holds them")
+    parameters = {}
+    for statement in ast.parse("".join(tagged[0]["source"])).body:
+        try:
+            (target,) = statement.targets
+            parameters[target.id] = ast.literal_eval(statement.value)
+        except (AttributeError, ValueError):
+            where = f"{notebook}: line {statement.lineno} of the parameters cell"
+            raise DataError(f"{where} is not `name = literal`; derive values in the next cell") from None
+    return parameters
+
+
+def checked(name: str, value: Any, default: Any) -> Any:
+    """The value in the type of its default: an int does for a float, a tuple for a list, anything for None.
+
+    Raises:
+        DataError: the types differ.
+    """
+    if default is None:
+        return value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
+        if default:
+            value = [checked(f"an entry of {name}", entry, default[0]) for entry in value]
+        return type(default)(value)
+    if type(value) is not type(default):
+        raise DataError(f"{name} is of type {type(default).__name__}, such as {default!r}; {value!r} is not")
+    return value
+
+
+def chosen_steps(only: Iterable[str]) -> list[str]:
+    """The notebooks that `only` names by number or name, in the order of the series; all if it names none."""
+    wanted = {find_step(step) for step in only}
+    return [notebook for notebook in STEPS if notebook in wanted or not wanted]
+
+
+def find_step(step: str) -> str:
+    """The notebook's name, from its number (04 or 4), its step's name (dcgan) or itself (04_dcgan).
+
+    Raises:
+        DataError: there is none, with the nearest one.
+    """
+    for notebook in STEPS:
+        if step in (notebook, step_name(notebook)) or step.zfill(2) == notebook[:2]:
+            return notebook
+    if step.isdigit():
+        raise _unknown("notebook", step, [notebook[:2] for notebook in STEPS])
+    raise _unknown("step", step, [step_name(notebook) for notebook in STEPS])
+
+
+def step_name(notebook: str) -> str:
+    """04_dcgan → dcgan."""
+    return notebook[3:]
+
+
+def run_name(name: str) -> str:
+    """The name, if it can be a folder's on any machine.
+
+    Raises:
+        DataError: it cannot.
+    """
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise DataError(
+            f"{name!r} cannot name a run: use letters, digits, - + _ and . only, the first a letter or digit"
+        )
+    return name
+
+
+def choose_data(data: str | Path | None, home: Path, parameters: Parameters) -> tuple[Path, str]:
+    """The data folder, and in words what it holds; the phantom is written where it is missing.
+
+    Args:
+        data: a folder in ACDC's layout, or None to choose.
+        home: the folder with data/ in it.
+        parameters: of notebook 01; `phantom_patients` is the number of patients of the phantom.
+
+    Raises:
+        DataError: the folder is missing, empty, or a patient in it cannot be read.
+    """
+    from hcm_helpers import phantom
+
+    if data is not None:
+        folder, kind = Path(data).expanduser().resolve(), "as --data says"
+    elif acdc.holds_acdc(home / "data" / "acdc"):
+        folder, kind = home / "data" / "acdc", "real, ACDC"
+    else:
+        patients = parameters["phantom_patients"]
+        folder, kind = home / "data" / "phantom", "synthetic, the phantom, as there is no data/acdc"
+        if folder.is_dir() and len(acdc.find_patients(folder)) != patients:
+            folder = folder.with_name(f"phantom-{patients}")
+        if not folder.is_dir():
+            phantom.write_phantom(folder, patients=patients)
+    return folder, f"{len(acdc.find_patients(folder))} patients, {kind}"
+
+
+def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
+    """Run one notebook in its own folder; the executed copy is written cell by cell.
+
+    Args:
+        notebook: the file to run.
+        into: folder of the executed copy.
+        parameters: all its parameters.
+
+    Raises:
+        NotebookError: a cell failed or the kernel died.
+    """
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    executed = into / notebook.name
+    try:
+        papermill.execute_notebook(
+            notebook,
+            executed,
+            parameters=parameters,
+            kernel_name="python3",
+            cwd=notebook.parent,
+            execution_timeout=CELL_TIMEOUT,
+            progress_bar=False,
+            extra_arguments=["--IPKernelApp.log_level=50"],  # not its warnings in the midst of the progress
+        )
+    except PapermillExecutionError as error:
+        shown = f"the notebook as far as it ran: {executed}"
+        if error.ename == "DataError":
+            raise NotebookError(
+                f"{error.evalue}\n{notebook.stem}, cell [{error.exec_count}]; {shown}", True
+            ) from None
+        last_lines = "\n".join("\n".join(error.traceback).splitlines()[-15:])
+        source = "\n".join(f"    {line}" for line in error.source.splitlines())
+        place = f"{notebook.stem} failed in cell [{error.exec_count}]:\n\n{source}"
+        raise NotebookError(f"{place}\n\n{last_lines}\n\n{shown}") from None
+    except DeadKernelError:
+        cause = "its kernel died, most often because memory ran out: try a smaller batch_size or image size"
+        raise NotebookError(f"{notebook.stem}: {cause}\nthe notebook as far as it ran: {executed}") from None
+    except CellTimeoutError:
+        cause = f"a cell took longer than {CELL_TIMEOUT // 3600} hours"
+        raise NotebookError(f"{notebook.stem}: {cause}\nthe notebook as far as it ran: {executed}") from None
+
+
+@contextmanager
+def progress(total: int, echo: Callable[[str], None]):
+    """In a terminal a bar with notebook and time, elsewhere a line a notebook; yields begin() and end()."""
+    if not sys.stderr.isatty():
+        yield (lambda notebook: None), (lambda notebook, seconds: echo(f"{notebook:<20}{clock(seconds):>9}"))
+        return
+
+    from tqdm import tqdm
+
+    with tqdm(total=total, bar_format="{desc:<20} {bar:30} {n_fmt}/{total_fmt} notebooks  {elapsed}") as bar:
+        stop = threading.Event()
+
+        def tick() -> None:  # papermill holds the main thread, so the clock needs one of its own
+            while not stop.wait(1):
+                bar.refresh()
+
+        def end(notebook: str, seconds: float) -> None:
+            bar.write(f"{notebook:<20}{clock(seconds):>9}", file=sys.stderr)
+            bar.update()
+
+        clockwork = threading.Thread(target=tick)
+        clockwork.start()
+        try:
+            yield bar.set_description_str, end
+        finally:
+            stop.set()
+            clockwork.join()
+
+
+def earlier_record(home: Path, name: str) -> dict[str, Any]:
+    """run.json of a run that is there already, else an empty dict."""
+    path = home / "runs" / run_name(name) / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json: profile, seed, data, versions, machine; each notebook's parameters, state, seconds."""
+    write_whole(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of each package that decides about the results."""
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """System, processor type and the number of CPU cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"system": platform.platform(terse=True), "processor": platform.machine(), "cpu_cores": cores}
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Parameters]:
+    """`dcgan.epochs=5` → {"dcgan": {"epochs": 5}}; a value that is no Python literal is a string, never code.
+
+    Raises:
+        DataError: a setting has another form, or names a parameter that has an option of its own.
+    """
+    overrides: dict[str, Parameters] = {}
+    for setting in settings:
+        match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", setting, re.DOTALL)
+        if match is None:
+            raise DataError(
+                f"--set {setting} is not of the form step.parameter=value, for instance dcgan.epochs=5"
+            )
+        step, name, text = match.groups()
+        if name in ("run_dir", "data_dir"):
+            raise DataError(f"{name} is set by --{'run' if name == 'run_dir' else 'data'}, not by --set")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = text
+        overrides.setdefault(step_name(find_step(step)), {})[name] = value
+    return overrides
+
+
+def _unknown(what: str, word: str, known: Iterable[str]) -> DataError:
+    """The error that refuses a word and names the nearest known one."""
+    known = list(known)
+    nearest = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0)[0]
+    others = ", ".join(name.rpartition(".")[2] for name in known)
+    return DataError(f"unknown {what} {word!r}; the nearest is {nearest!r} (there are {others})")
+
+
+@contextmanager
+def _errors_to_exit_codes():
+    """Bad input: one sentence and exit code 2; a failing cell: its traceback and exit code 1."""
+    try:
+        yield
+    except (DataError, NotebookError) as error:
+        click.echo(f"hcm: {error}", err=True)
+        sys.exit(1 if isinstance(error, NotebookError) and not error.bad_input else 2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="hcm-helpers")
+def cli() -> None:
+    """Six generative models for cardiac MR images of hypertrophic cardiomyopathy."""
+
+
+@cli.command("run")
+@click.option("--profile", help=f"Scale: {', '.join(PROFILES)}.  [default: quick]")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder in ACDC's layout.  [default: data/acdc, else the phantom]",
+)
+@click.option("--run", "run", help="Name of the folder under runs/.  [default: the profile]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of every notebook.  [default: 0]")
+@click.option("--image-size", type=int, help="Height and width of the slices: 32, 64, 128 or 256.")
+@click.option(
+    "--only",
+    default="",
+    show_default=False,
+    help="Steps to run, by number or name: 04,08 or dcgan,evaluation.",
+)
+@click.option(
+    "--set", "settings", multiple=True, metavar="STEP.NAME=VALUE", help="One parameter; may be repeated."
+)
+def run_command(profile, data, run, seed, image_size, only, settings) -> None:
+    """Run the notebooks in order into runs/NAME and write the table and report.html."""
+    os.environ["HCM_HEADLESS"] = "1"  # plain progress lines in the notebooks
+    with _errors_to_exit_codes():
+        overrides = parse_settings(settings)
+        if image_size is not None:
+            overrides.setdefault("data_preparation", {})["image_size"] = image_size
+        steps = [step.strip() for step in only.split(",") if step.strip()]
+        folder = run_series(profile, data, run, seed, steps, overrides)
+    table = table_as_text(folder)
+    click.echo(f"\n{table or 'no table yet: notebook 08 writes it'}\n")
+    click.echo(f"report    {folder / 'report.html'}")
+
+
+@cli.command("phantom")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--patients", type=click.IntRange(1), default=50, help="Number of patients; the five groups in turn."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="The same seed writes the same bytes."
+)
+def phantom_command(folder, patients, seed) -> None:
+    """Write a data set of synthetic hearts in ACDC's layout."""
+    with _errors_to_exit_codes():
+        from hcm_helpers import phantom
+
+        written = phantom.write_phantom(folder, patients=patients, seed=seed)
+    click.echo(f"{patients} patients in {written}")
+
+
+if __name__ == "__main__":
+    cli()

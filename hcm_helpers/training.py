@@ -1,0 +1,315 @@
+"""The one training loop: the paper's protocol for any model that has `optimizers`, `train_step` and `sample`."""
+
+import json
+import math
+import os
+import platform
+import time
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hcm_helpers.acdc import DataError
+from hcm_helpers.fidelity import sliced_wasserstein
+from hcm_helpers.models.layers import Batch
+from hcm_helpers.slices import Slices
+
+NUM_VALIDATION_IMAGES = 256
+
+
+def fit(
+    model: nn.Module,
+    train: Slices,
+    validation: Slices,
+    folder: str | Path,
+    *,
+    epochs: int = 100,
+    batch_size: int = 32,
+    learning_rate: float = 2e-4,
+    betas: tuple[float, float] = (0.5, 0.999),
+    patience: int = 20,
+    validate_every: int = 1,
+    ema_decay: float = 0.999,
+    seed: int = 0,
+    resume: bool = False,
+) -> pd.DataFrame:
+    """Train a model, keep the weights that do best on the validation patients, and return the history.
+
+    Validation is the model's own `validation_loss` where it has one, otherwise the sliced Wasserstein distance
+    between its samples and the validation slices. Both look at the averaged (EMA) weights, which are also the
+    ones that are kept. When it returns, the model carries the best of them.
+
+    Args:
+        model: offers `optimizers(learning_rate, betas)`, `train_step(batch, optimizers, fabric)` and `sample`.
+        train, validation: slices of the training and of the validation patients.
+        folder: gets weights.safetensors (best), history.csv and checkpoint/last.pt.
+        epochs: at most so many passes over the training slices.
+        batch_size: images in a step; what does not fill a batch waits for the next epoch's shuffle.
+        learning_rate, betas: of Adam.
+        patience: stop after so many epochs without a better validation; 0 never stops early.
+        validate_every: epochs from one validation, and checkpoint, to the next.
+        ema_decay: of the exponential moving average of the weights, an average over 1/(1 − decay) steps.
+        seed: of the shuffling and of the noise in training.
+        resume: go on from checkpoint/last.pt if it is there.
+
+    Returns:
+        One row an epoch: epoch, seconds since the start, one column a loss, validation (NaN where not measured).
+
+    Raises:
+        DataError: a batch larger than the training set, or a loss that is not finite.
+
+    Source: section 2.3.2 of Rayavarapu & Rao 2025.
+    """
+    if batch_size > len(train):
+        raise DataError(
+            f"batch_size={batch_size} is larger than the training set of {len(train)} slices; "
+            f"choose at most {len(train)} or add groups"
+        )
+    folder = Path(folder)
+    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+    last = folder / "checkpoint" / "last.pt"
+
+    fabric = make_fabric()
+    model = fabric.to_device(model).to(memory_format=torch.channels_last)
+    ema = deepcopy(model).eval()
+    optimizers = model.optimizers(learning_rate, betas)
+    wrapped, *prepared = fabric.setup(model, *optimizers.values())
+    wrapped.mark_forward_method("train_step")
+    optimizers = dict(zip(optimizers, prepared, strict=True))
+    # A few hundred slices fit on any device: they are moved there once, and no loader stands in between.
+    images = fabric.to_device(train.images).contiguous(memory_format=torch.channels_last)
+    labels = fabric.to_device(train.labels)
+
+    history: list[dict[str, float]] = []
+    best, best_epoch, steps, elapsed = math.inf, 0, 0, 0.0
+    torch.manual_seed(seed)
+    if resume and last.exists():
+        state = torch.load(last, weights_only=True)
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        history, best, best_epoch, steps = (state[k] for k in ("history", "best", "best_epoch", "steps"))
+        elapsed = history[-1]["seconds"]
+        torch.set_rng_state(state["rng"])
+
+    start = time.perf_counter() - elapsed
+    progress = Progress(epochs, first=len(history), name=type(model).__name__)
+    for epoch in range(len(history) + 1, epochs + 1):
+        model.train()
+        totals: dict[str, Tensor] = {}
+        order = torch.randperm(len(images)).to(images.device)
+        batches = order[: len(order) // batch_size * batch_size].split(batch_size)
+        for indices in batches:
+            losses = wrapped.train_step(Batch(images[indices], labels[indices]), optimizers, fabric)
+            steps += 1
+            # The average starts short, or the first random weights would stay in it for a thousand steps.
+            update_average(ema, model, min(ema_decay, (1 + steps) / (10 + steps)))
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, 0) + loss.detach()
+        row = {name: (total / len(batches)).item() for name, total in totals.items()}
+        if not all(math.isfinite(value) for value in row.values()):
+            raise DataError(
+                f"{type(model).__name__}: the loss is not finite in epoch {epoch} ({row}); "
+                f"lower learning_rate={learning_rate}; the best weights so far are in {folder}"
+            )
+        row = {"epoch": epoch, "seconds": time.perf_counter() - start, **row, "validation": math.nan}
+        history.append(row)
+        if epoch % validate_every == 0 or epoch == epochs:
+            row["validation"] = validate(ema, validation, fabric, batch_size)
+            if row["validation"] < best:
+                best, best_epoch = row["validation"], epoch
+                save_weights(ema, folder)
+            state = {
+                "model": model.state_dict(),
+                "ema": ema.state_dict(),
+                "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+                "history": history,
+                "best": best,
+                "best_epoch": best_epoch,
+                "steps": steps,
+                "rng": torch.get_rng_state(),
+            }
+            write_whole(last, lambda path, state=state: torch.save(state, path))
+            write_history(history, folder)
+        progress.update(row)
+        if patience and epoch - best_epoch >= patience and not math.isnan(row["validation"]):
+            break
+    progress.close(f"best validation {best:.4g} in epoch {best_epoch}")
+    load_weights(model, folder)
+    return pd.DataFrame(history)
+
+
+def make_fabric() -> Fabric:
+    """One device, a GPU where there is one, in bf16 where the device computes it in hardware.
+
+    bf16 keeps float32's range, so nothing overflows and no loss needs scaling.
+    """
+    if torch.cuda.is_available():
+        fast_bf16 = torch.cuda.is_bf16_supported()
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast_bf16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if fast_bf16 else "32-true")
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move each averaged weight and running statistic by 1 − decay towards the model's."""
+    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+    floats, others = [], []
+    for a, b in pairs:
+        (floats if a.is_floating_point() else others).append((a, b))
+    torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
+    for a, b in others:
+        a.copy_(b)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, validation: Slices, fabric: Fabric, batch_size: int) -> float:
+    """How well a model does on held-out slices, with the same noise each time; lower is better."""
+    generator = torch.Generator().manual_seed(0)
+    repeats = math.ceil(NUM_VALIDATION_IMAGES / len(validation))
+    labels = validation.labels.repeat(repeats)[:NUM_VALIDATION_IMAGES]
+    with fabric.autocast():
+        if not hasattr(model, "validation_loss"):
+            samples = model.sample(NUM_VALIDATION_IMAGES, labels, generator).cpu()
+            return sliced_wasserstein(samples, validation.images)
+        images = validation.images.repeat(repeats, 1, 1, 1)[:NUM_VALIDATION_IMAGES]
+        total = 0.0
+        for x, c in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+            batch = Batch(fabric.to_device(x), fabric.to_device(c))
+            total += model.validation_loss(batch, generator).item() * len(x)
+    return total / len(images)
+
+
+def generate(
+    model: nn.Module, n: int, labels: Tensor | None = None, seed: int = 0, batch_size: int = 100
+) -> Tensor:
+    """Draw n images (n, 1, H, W) in [−1, 1] from a model in batches, on its device and in its precision, to the CPU.
+
+    Args:
+        model: a trained model.
+        n: how many.
+        labels: the group of each, int64 (n,), for a conditional model.
+        seed: the same seed gives the same images.
+        batch_size: images drawn at once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    was_training = model.training
+    model.eval()
+    images = []
+    with make_fabric().autocast():
+        for start in range(0, n, batch_size):
+            size = min(batch_size, n - start)
+            part = None if labels is None else labels[start : start + size]
+            images.append(model.sample(size, part, generator).cpu())
+    model.train(was_training)
+    return torch.cat(images)
+
+
+# What a training leaves behind: each file is written beside its place and moved there whole.
+
+
+def write_whole(path: Path, write) -> None:
+    """Write a file under a temporary name and rename it, so that a file that is there is whole."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    os.replace(part, path)
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """The model's state to folder/weights.safetensors."""
+    state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
+    write_whole(Path(folder) / "weights.safetensors", lambda path: save_file(state, path))
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> nn.Module:
+    """The state in folder/weights.safetensors into a model of the same shape, and the model back.
+
+    Raises:
+        DataError: no weights there, or of another shape.
+    """
+    path = Path(folder) / "weights.safetensors"
+    if not path.is_file():
+        raise DataError(f"{path} is missing: train this model first, by its notebook or by `hcm run`")
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise DataError(
+            f"{path} holds weights of another network ({str(error).splitlines()[1].strip()}); "
+            "build the model with the parameters in the run.json beside it"
+        ) from error
+    return model
+
+
+def save_samples(images: Tensor, folder: str | Path, labels: Tensor | None = None) -> None:
+    """Images (n, 1, H, W) in [−1, 1] and their groups (−1 for none) to folder/samples.npz."""
+    groups = np.full(len(images), -1) if labels is None else labels.numpy()
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, images=images.numpy().astype(np.float32), labels=groups.astype(np.int64))
+
+    write_whole(Path(folder) / "samples.npz", write)
+
+
+def load_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
+    """What `save_samples` wrote: images (n, 1, H, W) and labels (n,).
+
+    Raises:
+        DataError: no samples there.
+    """
+    path = Path(folder) / "samples.npz"
+    if not path.is_file():
+        raise DataError(f"{path} is missing: run the notebook of this model first")
+    with np.load(path, allow_pickle=False) as arrays:
+        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+
+
+def write_history(history: list[dict[str, float]], folder: Path) -> None:
+    """The losses, one row an epoch, to folder/history.csv."""
+    frame = pd.DataFrame(history)
+    write_whole(Path(folder) / "history.csv", lambda path: frame.to_csv(path, index=False, float_format="%.6g"))
+
+
+def write_run_json(folder: str | Path, **facts) -> None:
+    """What made the files in a folder, to run.json: the given facts beside versions, machine and date."""
+    record = {
+        **facts,
+        "versions": {name: version(name) for name in ("hcm-helpers", "torch", "numpy", "lightning-fabric")},
+        "machine": {"device": str(make_fabric().device), "cpus": os.cpu_count(), "python": platform.python_version()},
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_whole(Path(folder) / "run.json", lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+
+
+class Progress:
+    """A bar in JupyterLab and a terminal; about ten plain lines where HCM_HEADLESS is set, as under papermill."""
+
+    def __init__(self, epochs: int, first: int, name: str):
+        self.epochs, self.every, self.name = epochs, max(1, epochs // 10), name
+        self.headless = bool(os.environ.get("HCM_HEADLESS"))
+        self.bar = None if self.headless else tqdm(total=epochs, initial=first, desc=name, unit="epoch")
+
+    def update(self, row: dict[str, float]) -> None:
+        losses = {k: f"{v:.3f}" for k, v in row.items() if k not in ("epoch", "seconds") and not math.isnan(v)}
+        if self.bar is not None:
+            self.bar.set_postfix(losses, refresh=False)
+            self.bar.update()
+        elif row["epoch"] % self.every == 0:
+            text = "  ".join(f"{name} {value}" for name, value in losses.items())
+            print(f"{self.name} epoch {row['epoch']}/{self.epochs}  {row['seconds']:.0f} s  {text}", flush=True)
+
+    def close(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        print(f"{self.name}: {text}")

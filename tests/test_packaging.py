@@ -1,0 +1,79 @@
+"""pyproject.toml, environment.yml, constraints.txt and the rest of the set-up say the same thing."""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CONSTRAINTS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()]
+PINS = {canonicalize_name(pin.name): pin.specifier for pin in CONSTRAINTS}
+DEPENDENCIES = [
+    Requirement(text)
+    for group in (
+        PROJECT["project"]["dependencies"],
+        *PROJECT["project"]["optional-dependencies"].values(),
+    )
+    for text in group
+]
+
+
+def floor(specifiers: str) -> str:
+    """ ">=3.11,<3.15" → "3.11"."""
+    (lowest,) = [specifier.version for specifier in SpecifierSet(specifiers) if specifier.operator == ">="]
+    return lowest
+
+
+def environment() -> dict:
+    return yaml.safe_load((ROOT / "environment.yml").read_text())
+
+
+def test_same_python_everywhere():
+    python = floor(PROJECT["project"]["requires-python"])
+    (conda,) = [entry for entry in environment()["dependencies"] if str(entry).startswith("python")]
+    assert floor(conda.removeprefix("python")) == python
+    assert PROJECT["tool"]["ruff"]["target-version"] == "py" + python.replace(".", "")
+    assert f"sys.version_info < ({python.replace('.', ', ')})" in (ROOT / "Makefile").read_text()
+
+
+def test_conda_installs_what_make_installs():
+    dependencies = environment()["dependencies"]
+    assert "pip" in dependencies
+    (pip,) = [entry["pip"] for entry in dependencies if isinstance(entry, dict)]
+    assert pip == ["-c constraints.txt", "-e .[dev]"]
+    assert '-c constraints.txt -e ".[dev]"' in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("dependency", DEPENDENCIES, ids=lambda dependency: dependency.name)
+def test_dependency_is_pinned_within_its_range(dependency):
+    (pin,) = PINS[canonicalize_name(dependency.name)]
+    assert dependency.specifier, "every dependency has a lowest version"
+    assert dependency.specifier.contains(pin.version, prereleases=True)
+
+
+def test_pins_are_exact_and_hold_on_any_machine():
+    assert len(PINS) == len(CONSTRAINTS), "one line a package"
+    for pin in CONSTRAINTS:
+        assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{pin}: ==version, without +cpu or the like"
+
+
+def test_ci_runs_make_test():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert "make test" in script.read_text().splitlines()
+
+
+def test_version_and_licence_are_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["license"] == PROJECT["project"]["license"] == "Apache-2.0"
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence

@@ -1,0 +1,252 @@
+"""The command line and the runner, on stand-in notebooks of a few lines."""
+
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+
+from hcm_helpers import phantom, report, run
+from hcm_helpers.acdc import DataError
+
+COMMON = 'run_dir = "../runs/quick"\nseed = 0\n'
+PREPARE = COMMON + 'data_dir = ""\nimage_size = 32\nphantom_patients = 5'
+TRAIN = COMMON + 'groups = ["HCM"]\nepochs = 2\nlearning_rate = 2e-4\naugment = True\nwidth = None'
+TABLE = """
+from pathlib import Path
+folder = Path(run_dir) / "evaluation"
+folder.mkdir()
+rows = ["model,pairing,metric,value,low,high,n,drawn", "vae,random,SSIM,0.25,0.2,0.3,10,images"]
+(folder / "table1.csv").write_text("\\n".join(rows))
+"""
+DRAW = """
+from pathlib import Path
+import matplotlib.pyplot as plt
+(Path(run_dir) / "figures").mkdir()
+figure = plt.figure(figsize=(1, 1))
+for suffix in ("png", "svg"):
+    figure.savefig(Path(run_dir) / "figures" / f"figure_05_vae_loss.{suffix}")
+"""
+
+
+def write_notebook(folder, name, parameters, code="pass"):
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# {name}"),
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+
+
+@pytest.fixture
+def notebooks(tmp_path):
+    """A folder with a stand-in for each notebook of the series."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for name, model in run.STEPS.items():
+        write_notebook(folder, name, TRAIN if model else COMMON)
+    write_notebook(folder, "01_data_preparation", PREPARE)
+    return folder
+
+
+@pytest.fixture
+def hcm(tmp_path, monkeypatch, notebooks):
+    """Calls `hcm` in a folder of its own, on the stand-in notebooks."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HCM_HEADLESS", "1")
+    monkeypatch.setitem(run.run_series.__kwdefaults__, "notebooks_dir", notebooks)
+    monkeypatch.setattr(run, "PROFILES", {"quick": {}, "cpu": {}, "paper": {}})
+    return lambda *arguments: CliRunner().invoke(run.cli, [str(argument) for argument in arguments])
+
+
+def test_a_run_leaves_notebooks_record_and_report(hcm, tmp_path, notebooks):
+    write_notebook(
+        notebooks, "02_vae", TRAIN, "import os\nprint(learning_rate, os.environ['HCM_HEADLESS'], os.getcwd())"
+    )
+    write_notebook(notebooks, "08_evaluation", COMMON, TABLE)
+    write_notebook(notebooks, "10_figures", COMMON, DRAW)
+    result = hcm(
+        "run", "--only", "10,evaluation,1,02", "--run", "a", "--seed", "7", "--set", "vae.learning_rate=1e-4"
+    )
+    assert result.exit_code == 0, result.output
+    assert "(5 patients, synthetic" in result.output
+    assert "0.250 [0.200, 0.300]" in result.output
+    assert result.output.rstrip().endswith(str(tmp_path / "runs" / "a" / "report.html"))
+
+    folder = tmp_path / "runs" / "a"
+    executed = nbformat.read(folder / "notebooks" / "02_vae.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text == f"0.0001 1 {notebooks}\n"
+    record = json.loads((folder / "run.json").read_text())
+    assert list(record["notebooks"]) == ["01_data_preparation", "02_vae", "08_evaluation", "10_figures"]
+    assert {notebook["state"] for notebook in record["notebooks"].values()} == {"done"}
+    assert all(0 < notebook["seconds"] < 60 for notebook in record["notebooks"].values())
+    assert record["notebooks"]["02_vae"]["parameters"] == {
+        "run_dir": str(folder),
+        "seed": 7,
+        "groups": ["HCM"],
+        "epochs": 2,
+        "learning_rate": 1e-4,
+        "augment": True,
+        "width": None,
+    }
+    assert record["data"] == str(tmp_path / "data" / "phantom")
+    assert record["versions"]["python"] == sys.version.split()[0]
+
+    html = (folder / "report.html").read_text()
+    assert "Figure 5: vae loss" in html
+    assert "0.250" in html
+    assert html.count('src="data:image/') == 1
+    assert 'src="http' not in html
+    assert 'href="http' not in html
+
+
+def test_a_failing_cell_stops_the_run(hcm, tmp_path, notebooks):
+    write_notebook(notebooks, "03_gan", TRAIN, "count = 0\n1 / count")
+    result = hcm("run", "--only", "03,04")
+    assert result.exit_code == 1
+    executed = tmp_path / "runs" / "quick" / "notebooks" / "03_gan.ipynb"
+    for part in (
+        "03_gan failed in cell",
+        "    1 / count",
+        "ZeroDivisionError: division by zero",
+        str(executed),
+    ):
+        assert part in result.output
+    assert executed.is_file()
+    record = json.loads((tmp_path / "runs" / "quick" / "run.json").read_text())
+    assert {name: notebook["state"] for name, notebook in record["notebooks"].items()} == {"03_gan": "failed"}
+    assert not (tmp_path / "runs" / "quick" / "report.html").exists()
+
+
+def test_bad_data_in_a_notebook_is_one_sentence(hcm, notebooks):
+    sentence = "batch_size 64 is larger than the 40 training slices; take 32"
+    code = f"from hcm_helpers.acdc import DataError\nraise DataError({sentence!r})"
+    write_notebook(notebooks, "04_dcgan", TRAIN, code)
+    result = hcm("run", "--only", "dcgan")
+    assert result.exit_code == 2
+    assert f"hcm: {sentence}\n" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_dead_kernel_is_told(hcm, notebooks):
+    write_notebook(notebooks, "05_acgan", TRAIN, "import os\nos._exit(1)")
+    result = hcm("run", "--only", "5")
+    assert result.exit_code == 1
+    assert "05_acgan: its kernel died" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--profile", "papr"], "unknown profile 'papr'; the nearest is 'paper'"),
+        (["--only", "09"], "unknown notebook '09'; the nearest is '10'"),
+        (["--only", "dcgn"], "unknown step 'dcgn'; the nearest is 'dcgan'"),
+        (["--set", "infogn.epochs=3"], "unknown step 'infogn'; the nearest is 'infogan'"),
+        (["--set", "dcgan.epoch=3"], "unknown parameter 'dcgan.epoch'; the nearest is 'dcgan.epochs'"),
+        (["--set", "dcgan.epochs=2.5"], "dcgan.epochs is of type int"),
+        (["--set", "dcgan.epochs=True"], "dcgan.epochs is of type int"),
+        (["--set", "dcgan.augment=1"], "dcgan.augment is of type bool"),
+        (["--set", "vae.groups=HCM"], "vae.groups is of type list"),
+        (["--set", "vae.groups=[1]"], "an entry of vae.groups is of type str"),
+        (["--set", "vae.learning_rate=open('x')"], "vae.learning_rate is of type float"),
+        (["--set", "epochs=3"], "--set epochs=3 is not of the form step.parameter=value"),
+        (["--set", "vae.run_dir=x"], "run_dir is set by --run"),
+        (["--image-size", "50"], "image size 50 cannot be used"),
+        (["--set", "data_preparation.image_size=16"], "image size 16 cannot be used"),
+        (
+            ["--only", "04", "--image-size", "64"],
+            "data_preparation gets parameters, but is not among the steps",
+        ),
+        (["--only", "04", "--data", "."], "--data is read by notebook 01 only"),
+        (["--data", "nowhere"], "nowhere: there is no such folder"),
+        (["--data", "notebooks"], "notebooks: holds no patientNNN folders"),
+        (["--run", "../a"], "'../a' cannot name a run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_refused_before_anything_starts(hcm, tmp_path, arguments, sentence):
+    result = hcm("run", *arguments)
+    assert result.exit_code == 2
+    assert sentence in result.output
+    assert result.output.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_repeating_a_step_keeps_the_runs_profile_and_seed(hcm, tmp_path):
+    assert hcm("run", "--only", "02", "--run", "a", "--profile", "cpu", "--seed", "3").exit_code == 0
+    assert hcm("run", "--only", "03", "--run", "a").exit_code == 0
+    record = json.loads((tmp_path / "runs" / "a" / "run.json").read_text())
+    assert (record["profile"], record["seed"]) == ("cpu", 3)
+    assert list(record["notebooks"]) == ["02_vae", "03_gan"]
+    assert record["notebooks"]["03_gan"]["parameters"]["seed"] == 3
+
+
+def test_data_is_acdc_if_it_is_there_and_else_the_phantom(tmp_path):
+    folder, words = run.choose_data(None, tmp_path, {"phantom_patients": 3})
+    assert (folder, words[:21]) == (tmp_path / "data" / "phantom", "3 patients, synthetic")
+    folder, _ = run.choose_data(None, tmp_path, {"phantom_patients": 2})
+    assert folder == tmp_path / "data" / "phantom-2", "another number of patients is another data set"
+    phantom.write_phantom(tmp_path / "data" / "acdc", patients=1)
+    folder, words = run.choose_data(None, tmp_path, {"phantom_patients": 3})
+    assert (folder, words) == (tmp_path / "data" / "acdc", "1 patients, real, ACDC")
+    folder, _ = run.choose_data(tmp_path / "data" / "phantom-2", tmp_path, {"phantom_patients": 3})
+    assert folder == tmp_path / "data" / "phantom-2"
+
+
+def test_overrides_beat_the_profile_and_it_beats_the_notebook(notebooks, monkeypatch, tmp_path):
+    monkeypatch.setitem(run.PROFILES, "paper", {"vae": {"epochs": 100, "learning_rate": 1}})
+    parameters = run.plan("paper", tmp_path, 0, ["02_vae"], {"2": {"epochs": 5}}, notebooks)["02_vae"]
+    assert (parameters["epochs"], parameters["learning_rate"], parameters["groups"]) == (5, 1.0, ["HCM"])
+    assert type(parameters["learning_rate"]) is float
+
+
+@pytest.mark.parametrize("cell", ["epochs = 2\nsteps = epochs * 3", "import os", "a, b = 1, 2"])
+def test_parameters_are_flat_literals(tmp_path, cell):
+    write_notebook(tmp_path, "02_vae", cell)
+    with pytest.raises(DataError, match="is not `name = literal`"):
+        run.stored_parameters(tmp_path / "02_vae.ipynb")
+
+
+def test_settings_are_literals_and_never_code():
+    settings = ["vae.epochs=5", "dcgan.betas=0, 0.9", "vae.name=best", "04.name=exit()", "vae.note=a=b"]
+    assert run.parse_settings(settings) == {
+        "vae": {"epochs": 5, "name": "best", "note": "a=b"},
+        "dcgan": {"betas": (0, 0.9), "name": "exit()"},
+    }
+
+
+def test_figures_come_once_and_in_their_order(tmp_path):
+    (tmp_path / "figures").mkdir()
+    for name, size in [
+        ("figure_10_b.png", 9),
+        ("figure_2_a.png", 9),
+        ("figure_2_a.svg", 5),
+        ("samples_vae.png", 1),
+    ]:
+        (tmp_path / "figures" / name).write_bytes(b"x" * size)
+    (tmp_path / "figures" / ".figure_2_a.png.part").touch()
+    files = report.figure_files(tmp_path)
+    assert [file.name for file in files] == ["figure_2_a.svg", "figure_10_b.png", "samples_vae.png"]
+    assert [report.caption(file) for file in files] == ["Figure 2: a", "Figure 10: b", "Samples vae"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (75, "1:15"), (3599.7, "1:00:00")])
+def test_clock(seconds, text):
+    assert report.clock(seconds) == text
+
+
+def test_phantom_command(hcm, tmp_path):
+    result = hcm("phantom", tmp_path / "hearts", "--patients", "2")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "hearts" / "training").glob("patient*/Info.cfg"))) == 2
+    assert hcm("phantom", tmp_path / "more", "--patients", "0").exit_code == 2
+
+
+def test_help_needs_no_torch():
+    code = "import sys, hcm_helpers.run; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,475 @@
+"""From patients to slices: every answer here was known before the code ran."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from patients import save_nifti, write_patient
+
+from hcm_helpers.acdc import GROUPS, DataError, Patient, Volume, find_patients
+from hcm_helpers.slices import (
+    FILES,
+    Taps,
+    assign_splits,
+    heart_centre,
+    load_slices,
+    prepare,
+    resample,
+    resample_mask,
+    starts_at_base,
+    triangle_taps,
+)
+
+# --- resampling
+
+
+@pytest.mark.parametrize(
+    ("spacing", "pixel", "tolerance"),
+    [
+        (1.5, 1.25, 1e-3),  # pixels smaller than voxels: linear interpolation, exact but for float32
+        (2.5, 2.5, 1e-3),
+        (1.25, 2.5, 1e-3),  # two voxels a pixel: the triangle is symmetric about the pixel's middle
+        (1.52, 2.5, 0.03 * 1.52 * 8),  # in between: off by 3 % of a voxel at most
+    ],
+)
+def test_a_linear_ramp_stays_itself(spacing, pixel, tolerance):
+    x, y, _ = np.meshgrid(np.arange(100), np.arange(90), np.arange(2), indexing="ij")
+    ramp = (3 * x * spacing + 5 * y * spacing).astype(np.float32)  # 3 a mm along x, 5 a mm along y
+    columns = triangle_taps(100, spacing, centre=70.3, image_size=32, pixel=pixel)
+    lines = triangle_taps(90, spacing, centre=60.9, image_size=32, pixel=pixel)
+    place = (np.arange(32) - 15.5) * pixel
+    expected = 3 * (70.3 + place)[None, :] + 5 * (60.9 + place)[:, None]
+    for picture in resample(ramp, columns, lines):
+        np.testing.assert_allclose(picture, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("spacing", [0.7, 1.52, 1.95, 2.5, 4.0])
+def test_a_constant_stays_itself_up_to_the_edge(spacing):
+    taps = triangle_taps(40, spacing, centre=0.0, image_size=64, pixel=2.5)  # half of it beyond the edge
+    picture = resample(np.full((40, 40, 1), 7.0), taps, taps)[0]
+    inside = taps.weight.any(axis=1)
+    np.testing.assert_allclose(picture[np.ix_(inside, inside)], 7, rtol=1e-6)
+    assert (picture[~inside] == 0).all()
+    place = (np.arange(64) - 31.5) * 2.5  # mm; voxel 0 begins half a voxel before 0
+    np.testing.assert_array_equal(inside, (place >= -spacing / 2) & (place <= 39.5 * spacing))
+
+
+def test_stripes_finer_than_a_pixel_become_grey():
+    stripes = np.zeros((96, 96, 1))
+    stripes[::2] = 1
+    taps = triangle_taps(96, 1.0, centre=47.5, image_size=32, pixel=2.0)
+    np.testing.assert_allclose(resample(stripes, taps, taps), 0.5, atol=1e-6)
+
+
+def test_rows_are_y_and_columns_are_x():
+    volume = np.zeros((32, 32, 1))
+    volume[20, 5] = 1
+    taps = triangle_taps(32, 1.0, centre=15.5, image_size=32, pixel=1.0)
+    assert np.argwhere(resample(volume, taps, taps)[0]).tolist() == [[5, 20]]
+
+
+@pytest.mark.parametrize("spacing", [0.8, 1.5, 1.9])
+@pytest.mark.parametrize("image_size", [64, 128])
+def test_rings_keep_their_areas(spacing, image_size):
+    length = round(180 / spacing)
+    middle = (length - 1) / 2
+    x, y = np.mgrid[:length, :length]
+    distance = spacing * np.hypot(x - middle - 3.3, y - middle + 2.1)
+    mask = np.zeros((length, length, 1), dtype=np.uint8)
+    mask[distance < 40] = 2
+    mask[distance < 30] = 3
+    taps = triangle_taps(length, spacing, middle * spacing, image_size, 160 / image_size)
+    labels = resample_mask(mask, taps, taps)
+    area = (160 / image_size) ** 2 * np.bincount(labels.ravel(), minlength=4)
+    assert area[3] == pytest.approx(np.pi * 30**2, rel=0.03)
+    assert area[2] == pytest.approx(np.pi * (40**2 - 30**2), rel=0.05)
+    assert area[1] == 0
+
+
+def test_a_mask_of_large_voxels_is_not_eaten_at_the_edge_of_its_box():
+    mask = np.zeros((16, 16, 1), dtype=np.uint8)
+    mask[4:8, 4:12] = 1  # 40 × 80 mm of 10 mm voxels
+    taps = triangle_taps(16, 10.0, centre=75.0, image_size=64, pixel=2.5)
+    labels = resample_mask(mask, taps, taps)[0]
+    assert np.count_nonzero(labels) * 2.5**2 == 40 * 80
+    assert (np.ptp(np.argwhere(labels), axis=0) + 1).tolist() == [32, 16]  # 80 mm of rows, 40 of columns
+
+
+# --- where the heart is and how it lies
+
+
+def volume_of(mask, spacing=(2.0, 3.0, 10.0)):
+    return Volume(np.zeros(mask.shape, np.float32), mask, spacing)
+
+
+def test_centre_is_that_of_the_box_around_both_phases():
+    diastole, systole = np.zeros((2, 50, 50, 3), dtype=np.uint8)
+    diastole[10:21, 30:33, 1] = 2  # x 10…20, y 30…32
+    systole[15:25, 20:31, 0] = 1  # x 15…24, y 20…30
+    assert heart_centre([volume_of(diastole), volume_of(systole)]) == ((10 + 24) / 2 * 2, (20 + 32) / 2 * 3)
+
+
+def test_centre_without_a_mask_is_that_of_the_image():
+    volume = Volume(np.zeros((51, 21, 3), np.float32), None, (2.0, 3.0, 10.0))
+    assert heart_centre([volume, volume]) == (50.0, 30.0)
+
+
+def test_base_is_where_the_right_ventricle_is():
+    mask = np.zeros((10, 10, 8), dtype=np.uint8)
+    mask[2:6, 2:6, 1:7] = 3
+    mask[7, 2:6, 1:4] = 1  # slices 1 to 3 of 1 to 6
+    assert starts_at_base([mask])
+    assert not starts_at_base([mask[:, :, ::-1]])
+    assert starts_at_base([np.where(mask == 1, 0, mask)])  # nothing tells: ACDC's order
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_position_runs_from_base_to_apex(tmp_path, flipped):
+    folder = write_patient(tmp_path / "root", 1)
+    if flipped:
+        for path in folder.glob("*.nii.gz"):
+            import nibabel as nib
+
+            save_nifti(path, np.asarray(nib.load(path).dataobj)[:, :, ::-1], (4, 4, 10))
+    manifest = prepare(tmp_path / "root", tmp_path / "slices", 32).manifest
+    systole = manifest[manifest["phase"] == "ES"]
+    assert systole["slice"].tolist() == ([1, 2, 3, 4] if flipped else [0, 1, 2, 3])
+    expected = [1, 0.6667, 0.3333, 0] if flipped else [0, 0.3333, 0.6667, 1]
+    assert systole["position"].tolist() == expected
+    assert json.loads((tmp_path / "slices/slices.json").read_text())["left_out"] == 2  # one a phase
+
+
+# --- grey values
+
+
+def centred_mask():
+    mask = np.zeros((64, 64, 3), dtype=np.uint8)
+    mask[20:44, 24:40] = 3  # its box is centred on the image
+    return mask
+
+
+def test_percentiles_1_and_99_become_minus_1_and_1(tmp_path):
+    """64 voxels of 2.5 mm are the pixels themselves, and the values 0 … n−1 have known percentiles."""
+    n = 64 * 64 * 3
+    image = np.random.default_rng(0).permutation(n).reshape(64, 64, 3).astype(np.int16)
+    write_patient(tmp_path / "root", 1, image=image, mask=centred_mask(), spacing=(2.5, 2.5, 8))
+    slices = prepare(tmp_path / "root", tmp_path / "slices", 64, 160.0)
+    low, high = 0.01 * (n - 1), 0.99 * (n - 1)
+    expected = np.clip(2 * (image.transpose(2, 1, 0) - low) / (high - low) - 1, -1, 1)
+    np.testing.assert_allclose(slices.images[:3, 0].numpy(), expected, atol=1e-5)
+    np.testing.assert_array_equal(slices.masks[:3].numpy(), centred_mask().transpose(2, 1, 0))
+    assert (slices.pixel_mm, slices.image_size, len(slices)) == (2.5, 64, 6)
+    assert slices.manifest["thickness_mm"].unique().tolist() == [8.0]
+
+
+def test_padding_is_minus_1_and_does_not_count(tmp_path):
+    """A heart in the corner: three quarters of the slice are padding, the rest still fills the whole range."""
+    mask = np.zeros((80, 80, 3), dtype=np.uint8)
+    mask[0:3, 0:3] = 3
+    image = np.random.default_rng(0).uniform(1000, 1010, mask.shape).astype(np.float32)
+    write_patient(tmp_path / "root", 1, image=image, mask=mask, spacing=(2.5, 2.5, 8))
+    slices = prepare(tmp_path / "root", tmp_path / "slices", 64, 160.0)
+    first = slices.images[:, 0]
+    assert (first[:, :30] == -1).all()
+    assert (first[:, :, :30] == -1).all()
+    inside = first[:, 32:, 32:]
+    assert inside.mean().abs() < 0.05
+    assert inside.std() == pytest.approx(2 / np.sqrt(12), abs=0.03)  # that of uniform numbers in [−1, 1]
+
+
+def test_the_scanner_s_scale_does_not_matter(tmp_path):
+    image = np.random.default_rng(0).uniform(0, 200, (40, 36, 5)).astype(np.float32)
+    write_patient(tmp_path / "a", 1, image=image)
+    write_patient(tmp_path / "b", 1, image=17 * image + 300)
+    a, b = (prepare(tmp_path / name, tmp_path / "slices" / name, 32).images for name in "ab")
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+
+
+# --- the split
+
+
+def make_patients(**counts):
+    """Patients without files: NOR=20 in training, NOR_testing=10 in the official test set."""
+    patients = []
+    for key, count in counts.items():
+        group, _, split = key.partition("_")
+        for _ in range(count):
+            number = len(patients) + 1
+            patients.append(
+                Patient(f"patient{number:03d}", Path(), group, 1, 7, 30, 170.0, 70.0, split or "training")
+            )
+    return patients
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(20, (14, 2, 4)), (19, (13, 2, 4)), (10, (7, 1, 2)), (3, (1, 1, 1)), (2, (2, 0, 0)), (1, (1, 0, 0))],
+)
+def test_every_group_is_divided_by_itself(count, expected):
+    patients = make_patients(**dict.fromkeys(GROUPS, count))
+    split = assign_splits(patients, seed=0)
+    assert len(split) == 5 * count
+    for group in GROUPS:
+        names = [split[patient.name] for patient in patients if patient.group == group]
+        assert tuple(names.count(part) for part in ("train", "validation", "test")) == expected
+
+
+def test_official_test_set_is_the_test_set():
+    patients = make_patients(HCM=20, NOR=19, HCM_testing=10, NOR_testing=10)
+    split = assign_splits(patients, seed=0)
+    assert {p.name for p in patients if split[p.name] == "test"} == {p.name for p in patients[39:]}
+    assert sum(split[p.name] == "validation" for p in patients[:20]) == 3  # 15 % of 20
+    assert sum(split[p.name] == "validation" for p in patients[20:39]) == 3  # and of 19, rounded
+
+
+def test_the_testing_folder_alone_is_divided_too():
+    split = assign_splits(make_patients(HCM_testing=10), seed=0)
+    assert set(split.values()) == {"train", "validation", "test"}
+
+
+def test_the_split_depends_on_the_seed_alone():
+    patients = make_patients(**dict.fromkeys(GROUPS, 20))
+    assert assign_splits(patients, 3) == assign_splits(patients[::-1], 3)
+    assert assign_splits(patients, 3) != assign_splits(patients, 4)
+
+
+# --- prepare and load
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """Four patients of each group."""
+    root = tmp_path_factory.mktemp("acdc")
+    for number in range(20):
+        write_patient(root, number + 1, GROUPS[number % 5])
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "slices"
+    prepare(root, folder, image_size=32)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_files_and_types(prepared):
+    slices = load_slices(prepared)
+    assert sorted(path.name for path in prepared.iterdir()) == sorted(FILES)
+    assert [path.name for path in prepared.parent.iterdir()] == ["slices"]
+    assert (slices.images.shape, slices.images.dtype) == ((160, 1, 32, 32), torch.float32)
+    assert (slices.masks.shape, slices.masks.dtype) == ((160, 32, 32), torch.uint8)
+    assert (slices.labels.shape, slices.labels.dtype) == ((160,), torch.int64)
+    assert slices.images.min() == -1
+    assert slices.images.max() == 1
+    assert list(slices.manifest.columns) == [
+        "patient",
+        "group",
+        "phase",
+        "slice",
+        "position",
+        "pixel_mm",
+        "thickness_mm",
+        "split",
+    ]
+    assert [GROUPS[label] for label in slices.labels] == slices.manifest["group"].tolist()
+    assert slices.pixel_mm == 5.0
+    assert len(slices.fingerprint) == 64
+
+
+def test_no_patient_is_in_two_splits(prepared):
+    manifest = load_slices(prepared).manifest
+    assert (manifest.groupby("patient")["split"].nunique() == 1).all()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_same_seed_same_bytes(prepared, root, tmp_path, workers):
+    prepare(find_patients(root)[::-1], tmp_path / "again", image_size=32, workers=workers)
+    assert contents(tmp_path / "again") == contents(prepared)
+
+
+def test_another_seed_is_another_split_of_the_same_pictures(prepared, root, tmp_path):
+    first, second = load_slices(prepared), prepare(root, tmp_path / "slices", image_size=32, seed=1)
+    assert torch.equal(first.images, second.images)
+    assert first.manifest["split"].tolist() != second.manifest["split"].tolist()
+    assert first.fingerprint != second.fingerprint
+
+
+def test_what_is_loaded_is_what_was_prepared(root, tmp_path):
+    prepared = prepare(root, tmp_path / "slices", image_size=64)
+    loaded = load_slices(tmp_path / "slices")
+    assert torch.equal(prepared.images, loaded.images)
+    assert torch.equal(prepared.masks, loaded.masks)
+    assert torch.equal(prepared.labels, loaded.labels)
+    assert prepared.manifest.equals(loaded.manifest)
+    assert prepared.fingerprint == loaded.fingerprint
+
+
+def test_load_one_split_and_some_groups(prepared):
+    everything = load_slices(prepared)
+    part = load_slices(prepared, "train", ("HCM", "RV"))
+    wanted = (everything.manifest["split"] == "train") & everything.manifest["group"].isin(["HCM", "RV"])
+    assert torch.equal(part.images, everything.images[torch.from_numpy(wanted.to_numpy())])
+    assert set(part.manifest["group"]) == {"HCM", "RV"}
+    assert set(part.manifest["split"]) == {"train"}
+    sizes = [len(load_slices(prepared, split)) for split in ("train", "validation", "test")]
+    assert sizes == [80, 40, 40]  # of four patients of a group: two, one and one, with eight slices each
+
+
+def test_an_earlier_set_is_replaced(root, tmp_path):
+    prepare(root, tmp_path / "slices", image_size=64)
+    prepare(root, tmp_path / "slices", image_size=32)
+    assert load_slices(tmp_path / "slices").image_size == 32
+
+
+def test_identical_patients_stand_once(root, tmp_path):
+    """The same pixels with another mask and another Info.cfg, as in ACDC itself."""
+    folder = tmp_path / "root"
+    shutil.copytree(root, folder)
+    twin = write_patient(folder, 31, "NOR", Weight=99, ES=7)
+    official = write_patient(folder, 101, "NOR", "testing", ES=9)
+    for frame in ("01", "07"):
+        shutil.copy(
+            folder / f"training/patient001/patient001_frame{frame}.nii.gz",
+            twin / f"patient031_frame{frame}.nii.gz",
+        )
+    shutil.copy(
+        folder / "training/patient006/patient006_frame01.nii.gz", official / "patient101_frame01.nii.gz"
+    )
+    slices = prepare(folder, tmp_path / "slices", image_size=32)
+    facts = json.loads((tmp_path / "slices/slices.json").read_text())
+    assert facts["duplicates"] == {"patient031": "patient001", "patient006": "patient101"}
+    assert facts["patients"] == slices.manifest["patient"].nunique() == 20
+    assert not {"patient006", "patient031"} & set(slices.manifest["patient"])
+
+
+def test_without_masks_the_image_s_middle_is_taken_with_a_warning(tmp_path):
+    folder = write_patient(tmp_path / "root", 1)
+    for path in folder.glob("*_gt.nii.gz"):
+        path.unlink()
+    with pytest.warns(UserWarning, match="1 of 1 patients have no masks.*patient001"):
+        slices = prepare(tmp_path / "root", tmp_path / "slices", image_size=32)
+    assert len(slices) == 10  # nothing says which slices to leave out
+    assert not slices.masks.any()
+
+
+def test_a_heart_that_is_cut_off_is_told(root, tmp_path):
+    with pytest.warns(UserWarning, match="20 of 20 patients have a part of the heart outside .* 60 mm"):
+        prepare(root, tmp_path / "slices", image_size=32, field_of_view=60.0)
+    assert len(json.loads((tmp_path / "slices/slices.json").read_text())["cut_off"]) == 20
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("image_size", [50, 16, 0, -64, 96, 512])
+def test_wrong_image_size(root, tmp_path, image_size):
+    with pytest.raises(
+        DataError, match=f"image_size = {image_size}: .*power of two; take 32, 64, 128 or 256"
+    ):
+        prepare(root, tmp_path / "slices", image_size=image_size)
+    assert not (tmp_path / "slices").exists()
+
+
+@pytest.mark.parametrize("field_of_view", [0, -160, float("nan"), float("inf")])
+def test_wrong_field_of_view(root, tmp_path, field_of_view):
+    with pytest.raises(DataError, match="field_of_view"):
+        prepare(root, tmp_path / "slices", field_of_view=field_of_view)
+
+
+def test_no_patients(tmp_path):
+    with pytest.raises(DataError, match="nowhere"):
+        prepare(tmp_path / "nowhere", tmp_path / "slices")
+    with pytest.raises(DataError, match="no patients"):
+        prepare([], tmp_path / "slices")
+
+
+def test_a_mask_without_left_ventricle(tmp_path):
+    folder = write_patient(tmp_path / "root", 1)
+    path = folder / "patient001_frame07_gt.nii.gz"
+    save_nifti(path, np.ones((40, 36, 5), np.uint8), (4, 4, 10))
+    with pytest.raises(DataError, match=f"{path.name}: the mask holds no left ventricle"):
+        prepare(tmp_path / "root", tmp_path / "slices")
+
+
+def test_a_volume_of_one_value_around_the_heart(tmp_path):
+    image = np.full((64, 64, 3), 5, np.int16)
+    image[0, 0, 0] = 9  # the volume has two values, the percentiles are one
+    folder = write_patient(tmp_path / "root", 1, image=image, mask=centred_mask(), spacing=(2.5, 2.5, 8))
+    with pytest.raises(DataError, match=f"{folder.name}_frame01.nii.gz: .*every voxel has the value 5"):
+        prepare(tmp_path / "root", tmp_path / "slices")
+
+
+def test_one_bad_patient_leaves_nothing_behind_and_the_earlier_set_whole(root, tmp_path):
+    shutil.copytree(root, tmp_path / "root")
+    prepare(tmp_path / "root", tmp_path / "run/slices", image_size=32)
+    before = contents(tmp_path / "run/slices")
+    path = tmp_path / "root/training/patient013/patient013_frame07.nii.gz"
+    path.write_bytes(path.read_bytes()[:500])
+    for name in ("slices", "other"):
+        with pytest.raises(DataError, match=f"{path.name}: cannot be read"):
+            prepare(tmp_path / "root", tmp_path / "run" / name, image_size=64)
+    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["slices"]
+    assert contents(tmp_path / "run/slices") == before
+
+
+def test_a_folder_with_other_files_is_not_replaced(root, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="other files than slices"):
+        prepare(root, tmp_path, image_size=32)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_load_what_is_not_there(prepared, tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: .*run notebook 01 first"):
+        load_slices(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="split = 'training': must be one of train, validation, test"):
+        load_slices(prepared, "training")
+    with pytest.raises(DataError, match="'hcm' is none of NOR, MINF, DCM, HCM, RV"):
+        load_slices(prepared, groups=["hcm"])
+    with pytest.raises(DataError, match="no slices of split any, groups none"):
+        load_slices(prepared, groups=[])
+
+
+# --- whole data sets
+
+
+def test_phantom(small_phantom, tmp_path):
+    slices = prepare(small_phantom, tmp_path / "slices", image_size=32)
+    facts = json.loads((tmp_path / "slices/slices.json").read_text())
+    assert facts["patients_by_split"] == {"train": 5, "validation": 5, "test": 5}
+    assert (facts["duplicates"], facts["cut_off"], facts["no_mask"]) == ({}, {}, [])
+    check_anatomy(slices)
+
+
+def test_real_patients(acdc_root, tmp_path):
+    patients = [p for p in find_patients(acdc_root) if p.official_split == "training"]
+    slices = prepare(patients, tmp_path / "slices", image_size=64)
+    facts = json.loads((tmp_path / "slices/slices.json").read_text())
+    assert facts["duplicates"] == {"patient076": "patient074"}
+    assert facts["patients_by_split"] == {"train": 69, "validation": 10, "test": 20}
+    assert facts["cut_off"] == {}
+    assert set(slices.manifest.loc[slices.manifest["position"] == 0, "slice"]) <= {0, 1, 2, 3}  # base first
+    check_anatomy(slices)
+
+
+def check_anatomy(slices):
+    """The blood is brighter than the wall, and the left ventricle narrows towards the apex."""
+    images, masks = slices.images[:, 0].numpy(), slices.masks.numpy()
+    middle = ((slices.manifest["position"] > 0.3) & (slices.manifest["position"] < 0.7)).to_numpy()
+    apex = (slices.manifest["position"] > 0.85).to_numpy()
+    assert images[middle][masks[middle] == 3].mean() > images[middle][masks[middle] == 2].mean() + 0.5
+    assert (masks[apex] >= 2).mean() < 0.6 * (masks[middle] >= 2).mean()
+    assert (masks >= 2).any(axis=(1, 2)).mean() > 0.99  # a tip of a few voxels may vanish in a large pixel
+
+
+def test_taps_are_two_arrays():
+    index, weight = triangle_taps(10, 1.0, 4.5, 32, 1.0)
+    assert isinstance(triangle_taps(10, 1.0, 4.5, 32, 1.0), Taps)
+    assert index.shape == weight.shape == (32, 2)
