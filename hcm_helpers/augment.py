@@ -41,8 +41,8 @@ def cutout(x: Tensor, ratio: float = 0.5) -> Tensor:
     cy, cx = torch.randint(0, height, (2, n, 1, 1), device=x.device)
     rows = torch.arange(height, device=x.device)[None, :, None]
     columns = torch.arange(width, device=x.device)[None, None, :]
-    keep = ((rows - cy).abs() > half) | ((columns - cx).abs() > half)
-    return x * keep[:, None]
+    cut = (cy - half <= rows) & (rows < cy + half) & (cx - half <= columns) & (columns < cx + half)
+    return x * ~cut[:, None]
 
 
 def jitter(x: Tensor, degrees: float = 10.0, shift: float = 0.05, scale: float = 0.08) -> Tensor:

@@ -1,7 +1,7 @@
 """Every picture of the series, one function a figure. Each returns a Figure, and `save` writes it.
 
-Images are the package's own, in [−1, 1], and always drawn with black at −1 and white at 1, so that two pictures can
-be compared by eye. Colours are those of Okabe and Ito, which colour-blind people tell apart.
+Images are the package's own, in [−1, 1], always drawn with black at −1 and white at 1, so that two pictures
+can be compared by eye. Colours are those of Okabe and Ito, which colour-blind people tell apart.
 """
 
 import os
@@ -16,6 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Polygon
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
 
 from hcm_helpers.acdc import GROUPS, DataError
@@ -43,7 +44,7 @@ STYLE = {
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "mathtext.fontset": "cm",
+    "mathtext.fontset": "dejavusans",
     "figure.facecolor": "white",
     "figure.dpi": 100,
     "savefig.dpi": 150,
@@ -159,7 +160,7 @@ def mask_overlay(
         if i >= len(images):
             ax.set_axis_off()
             continue
-        ax.imshow(images[i, 0].cpu(), cmap="gray", vmin=-1, vmax=1, extent=extent)
+        ax.imshow(images[i, 0].cpu().numpy(), cmap="gray", vmin=-1, vmax=1, extent=extent)
         for value, (_, colour) in STRUCTURES.items():
             inside = (masks[i].cpu().numpy() == value).astype(float)
             if inside.any():
@@ -170,6 +171,8 @@ def mask_overlay(
                     inside, levels=[0.5], colors=[colour], linewidths=1.2, extent=extent, origin="upper"
                 )
         ax.grid(False)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MultipleLocator(50))
         ax.set(
             title=titles[i] if titles else "", xlabel="x (mm)", ylabel="y (mm)" if i % columns == 0 else ""
         )
@@ -181,10 +184,10 @@ def mask_overlay(
 def loss_curves(
     history: pd.DataFrame, columns: Sequence[str], validation: bool = True, title: str | None = None
 ) -> Figure:
-    """Losses over the epochs, and beside them the validation figure with a ring at the best epoch, which is kept.
+    """Losses over the epochs, and beside them the validation figure with a ring at the best epoch.
 
-    The validation figure has a panel of its own since a GAN's is another quantity than its losses. Where it is the
-    same one (VAE, diffusion) it can be named in `columns`, with validation=False, and shares their axes.
+    The validation figure has a panel of its own, for a GAN's is another quantity than its losses. Where it is
+    the same (VAE, diffusion), name it in `columns` and set validation=False: then it shares their axes.
 
     Args:
         history: what `fit` returns or history.csv holds: epoch, one column a loss, validation.
@@ -202,6 +205,8 @@ def loss_curves(
     left = np.ravel(axes)[0]
     for column in columns:
         _curve(left, history, column)
+    for ax in np.ravel(axes):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(xlabel="epoch", ylabel="loss", title=title or "")
     if len(columns) > 1:
         left.legend()
@@ -226,12 +231,13 @@ def original_and_generated(original: Tensor, generated: Mapping[str, Tensor]) ->
 
 
 def similarity_figure(table: pd.DataFrame) -> Figure:
-    """Table 1 as a picture: our values with their intervals, the real rows below, the paper's figures hollow.
+    """Table 1 as a picture: our values with intervals, the real rows shaded, the paper's hollow.
 
     Args:
         table: as `similarity.table1` returns it.
     """
     looks = dict(zip(PAIRINGS, ((SOFT, "o"), (RED, "s"), (BLUE, "^")), strict=True))
+    paper_label = "paper (pairing not stated)"
     models = list(dict.fromkeys(table["model"]))
     metrics = [metric for metric in METRICS.values() if (table["metric"] == metric).any()]
     height = 0.42 * len(models) + 1.3
@@ -252,7 +258,7 @@ def similarity_figure(table: pd.DataFrame) -> Figure:
         paper = [(PAPER[m][metric], i) for i, m in enumerate(models) if metric in PAPER.get(m, {})]
         if paper:
             hollow = {"markerfacecolor": "none", "color": INK, "markersize": 7}
-            ax.plot(*zip(*paper, strict=True), "D", label="paper (pairing not stated)", **hollow)
+            ax.plot(*zip(*paper, strict=True), "D", label=paper_label, **hollow)
         real = [i for i, model in enumerate(models) if model in REFERENCE_ROWS]
         if real:
             ax.axhspan(min(real) - 0.5, max(real) + 0.5, color="#f2f2f2", zorder=0)
@@ -264,20 +270,22 @@ def similarity_figure(table: pd.DataFrame) -> Figure:
     first = np.ravel(panels)[0]
     first.set_yticks(range(len(models)), [TITLES.get(model, model) for model in models])
     first.set_ylim(len(models) - 0.5, -0.5)
-    handles = {text: handle for ax in np.ravel(panels) for handle, text in zip(*_legend(ax), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    entries = [ax.get_legend_handles_labels() for ax in np.ravel(panels)]
+    handles = {text: handle for entry in entries for handle, text in zip(*entry, strict=True)}
+    texts = sorted(handles, key=[*PAIRINGS, paper_label].index)
+    figure.legend([handles[text] for text in texts], texts, loc="outside lower center", ncols=4)
     return figure
 
 
 def architecture_vae() -> Figure:
     """Figure 1: input → encoder → μ, σ → z → decoder → reconstruction, and where the two losses arise."""
-    axes = _diagram(11.2, 4.3)
-    middle = 2.3
+    axes = _diagram(11.2, 4.0)
+    middle = 2.25
     _picture(axes, 0.1, middle, _heart(), "input $x$")
     _funnel(axes, 1.9, 3.6, middle, 2.2, 1.3, "Encoder\n$q_\\phi(z\\,|\\,x)$", BLUE)
-    _box(axes, 4.25, middle + 0.62, 0.9, 0.7, "$\\mu$", GREEN, size=15)
-    _box(axes, 4.25, middle - 0.62, 0.9, 0.7, "$\\sigma$", GREEN, size=15)
-    _box(axes, 6.0, middle, 0.9, 0.9, "$z$", ORANGE, size=16)
+    _box(axes, 4.25, middle + 0.62, 0.9, 0.7, "$\\mu$", GREEN, size=14)
+    _box(axes, 4.25, middle - 0.62, 0.9, 0.7, "$\\sigma$", GREEN, size=14)
+    _box(axes, 6.0, middle, 0.9, 0.9, "$z$", ORANGE, size=14)
     _funnel(axes, 7.5, 9.2, middle, 1.3, 2.2, "Decoder\n$p_\\theta(x\\,|\\,z)$", BLUE)
     _picture(axes, 9.7, middle, _heart(blur=2.0), "reconstruction $\\hat{x}$")
 
@@ -292,14 +300,14 @@ def architecture_vae() -> Figure:
     _text(axes, 6.45, middle + 0.75, "$z = \\mu + \\sigma \\odot \\epsilon$")
 
     _bracket(axes, 4.25, 5.15, middle + 1.22, 0.14, GREEN)
-    _text(axes, 4.7, middle + 1.62, "KL divergence $\\mathrm{KL}(q_\\phi(z\\,|\\,x)\\,\\|\\,N(0, I))$", GREEN)
-    _bracket(axes, 0.75, 10.35, 0.7, -0.3, RED)
-    _text(axes, 5.55, 0.14, "reconstruction loss $-\\log p_\\theta(x\\,|\\,z)$", RED)
+    _text(axes, 4.7, middle + 1.5, "KL divergence $\\mathrm{KL}(q_\\phi(z\\,|\\,x)\\,\\|\\,N(0, I))$", GREEN)
+    _bracket(axes, 0.75, 10.35, 0.66, -0.24, RED)
+    _text(axes, 5.55, 0.3, "reconstruction loss $-\\log p_\\theta(x\\,|\\,z)$", RED)
     return axes.figure
 
 
 def architecture_gan() -> Figure:
-    """Figure 2: the generator draws from noise, the discriminator tells real from generated, both learn from it."""
+    """Figure 2: the generator draws from noise, the discriminator judges, and both learn from that."""
     axes = _diagram(11.2, 4.7)
     top, low = 3.5, 1.5
     middle = (top + low) / 2
@@ -324,9 +332,9 @@ def architecture_gan() -> Figure:
 
 def architecture_diffusion() -> Figure:
     """Figure 3: noise is added step by step; a network that predicts it takes the steps back."""
-    axes = _diagram(11.2, 4.6)
-    middle, side = 2.5, 1.3
-    lefts = (0.1, 3.0, 6.5, 9.7)
+    axes = _diagram(11.2, 4.3)
+    middle, side = 2.35, 1.3
+    lefts = (0.1, 2.95, 6.95, 9.8)
     kept = (1.0, 0.75, 0.5, 0.0)  # share of the signal that is left
     names = ("$x_0$", "$x_{t-1}$", "$x_t$", "$x_T \\sim N(0, I)$")
     for left, share, name in zip(lefts, kept, names, strict=True):
@@ -343,12 +351,12 @@ def architecture_diffusion() -> Figure:
     centre = (lefts[1] + side + lefts[2]) / 2
     _text(axes, centre, middle + 0.62, "$q(x_t\\,|\\,x_{t-1})$", BLUE)
     _text(axes, centre, middle + 0.1, "$p_\\theta(x_{t-1}\\,|\\,x_t)$", RED)
-    _text(axes, 5.6, 4.1, "Forward process: a little Gaussian noise at every step", BLUE, size=12)
+    _text(axes, 5.6, 4.0, "Forward process: a little Gaussian noise at every step", BLUE, size=12)
     _text(
-        axes, 5.6, 3.7, "$q(x_t\\,|\\,x_{t-1}) = N(x_t;\\,\\sqrt{1-\\beta_t}\\,x_{t-1},\\,\\beta_t I)$", BLUE
+        axes, 5.6, 3.6, "$q(x_t\\,|\\,x_{t-1}) = N(x_t;\\,\\sqrt{1-\\beta_t}\\,x_{t-1},\\,\\beta_t I)$", BLUE
     )
-    _box(axes, centre - 0.95, 0.95, 1.9, 0.72, "U-Net $\\epsilon_\\theta(x_t, t)$", RED)
-    _arrow(axes, (centre, 1.31), (centre, middle - 0.44), RED)
+    _box(axes, centre - 0.95, 0.92, 1.9, 0.62, "U-Net $\\epsilon_\\theta(x_t, t)$", RED)
+    _arrow(axes, (centre, 1.23), (centre, middle - 0.44), RED)
     _text(
         axes,
         5.6,
@@ -361,7 +369,7 @@ def architecture_diffusion() -> Figure:
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **settings) -> tuple[Figure, Axes]:
-    """A figure that pyplot does not keep: a notebook shows it once, where it is returned, and memory is freed."""
+    """A figure that pyplot does not keep: a notebook shows it once, and its memory is freed."""
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), **settings)
     plt.close(figure)
     return figure, axes
@@ -379,13 +387,9 @@ def _curve(axes: Axes, history: pd.DataFrame, column: str, **look) -> None:
         axes.plot(best["epoch"], best[column], "o", label=f"best, epoch {best['epoch']:.0f}", **ring)
 
 
-def _legend(axes: Axes) -> tuple[list, list[str]]:
-    return axes.get_legend_handles_labels()
-
-
 def _diagram(width: float, height: float) -> Axes:
     """An empty sheet whose unit is an inch."""
-    figure, axes = _figure(width, height)
+    axes = _figure(width, height)[1]
     axes.set_position([0, 0, 1, 1])
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.set_axis_off()
@@ -406,7 +410,7 @@ def _box(
     colour: str,
     size: float = 11,
 ) -> None:
-    shape = f"round,pad=0,rounding_size={0.12}"
+    shape = "round,pad=0,rounding_size=0.12"
     corner = (left, middle - height / 2)
     axes.add_patch(FancyBboxPatch(corner, width, height, shape, fc=_tint(colour), ec=colour, lw=1.5))
     _text(axes, left + width / 2, middle, text, size=size)
@@ -415,7 +419,7 @@ def _box(
 def _funnel(
     axes: Axes, left: float, right: float, middle: float, before: float, after: float, text: str, colour: str
 ) -> None:
-    """A trapezoid that narrows or widens from left to right, as the data do in the network that it stands for."""
+    """A trapezoid that narrows or widens from left to right, as the data do in a network."""
     corners = [(left, middle - before / 2), (left, middle + before / 2)]
     corners += [(right, middle + after / 2), (right, middle - after / 2)]
     axes.add_patch(Polygon(corners, fc=_tint(colour), ec=colour, lw=1.5, joinstyle="round"))
@@ -435,9 +439,8 @@ def _path(axes: Axes, points: Sequence[tuple[float, float]], colour: str) -> Non
 
 def _bracket(axes: Axes, left: float, right: float, y: float, depth: float, colour: str) -> None:
     """A line that gathers what lies from left to right; it opens downwards for a positive depth."""
-    axes.plot(
-        [left, left, right, right], [y - depth / 2, y + depth / 2, y + depth / 2, y - depth / 2], color=colour
-    )
+    low, high = y - depth / 2, y + depth / 2
+    axes.plot([left, left, right, right], [low, high, high, low], color=colour, lw=1.3)
 
 
 def _picture(axes: Axes, left: float, middle: float, image: np.ndarray, name: str, side: float = 1.3) -> None:
@@ -455,7 +458,7 @@ def _noise(size: int = 64) -> np.ndarray:
 
 
 def _heart(size: int = 64, noise: float = 0.0, blur: float = 1.0) -> np.ndarray:
-    """A drawn heart in short axis: bright cavities, a thick dark wall, grey around it; (size, size) in [−1, 1]."""
+    """A drawn short axis: bright cavities, a thick dark wall, grey around; (size, size) in [−1, 1]."""
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
 
     def disc(across: float, down: float, radius: float, stretch: float = 1.0) -> np.ndarray:

@@ -84,8 +84,10 @@ def figure_files(folder: Path) -> list[Path]:
 
 
 def caption(path: Path) -> str:
-    """figure_04_original_and_generated.png → Figure 4: original and generated."""
-    words = path.stem.replace("_", " ").replace("-", " ")
+    """figure_05_vae_loss.png → Figure 5: VAE loss."""
+    from hcm_helpers.similarity import TITLES
+
+    words = " ".join(TITLES.get(word, word) for word in re.split(r"[_-]", path.stem))
     numbered = re.fullmatch(r"fig(?:ure)? ?0*(\d+) ?(.*)", words)
     text = f"Figure {numbered[1]}: {numbered[2]}".removesuffix(": ") if numbered else words
     return text[:1].upper() + text[1:]
@@ -124,7 +126,7 @@ TEMPLATE = """\
   :root { --ink: #e6eaf0; --soft: #a2adbd; --line: #343c49; --paper: #161a21; --mark: #56b4e9; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 68rem; background: var(--paper);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 76rem; background: var(--paper);
        color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 h1 { margin: 0 0 .4rem; font-size: 1.8rem; line-height: 1.2; }
 h2 { margin: 2.8rem 0 .8rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line);
@@ -139,6 +141,9 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); text-align: left;
          vertical-align: top; }
 th { font-weight: 600; white-space: nowrap; }
+.table1 { font-size: .82rem; }
+.table1 small, td code { white-space: nowrap; }
+.table1 tbody th { position: sticky; left: 0; background: var(--paper); }
 td.time { text-align: right; white-space: nowrap; }
 td.bar { width: 50%; min-width: 8rem; }
 td.bar span { display: block; height: .8rem; margin-top: .35rem; min-width: 2px; border-radius: 2px;

@@ -1,6 +1,6 @@
 """The `hcm` command: runs the notebooks in order, through papermill, into runs/<run>/.
 
-What passes from one notebook to the next is files in that folder. At the end stand the table and report.html.
+At the end stand the table of all models and report.html.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import logging
 import os
 import platform
 import re
@@ -31,9 +32,8 @@ Parameters = dict[str, Any]
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
-STEPS: dict[
-    str, str | None
-] = {  # notebook: the model it trains; the files of one step are what the next reads
+# Notebook: the model it trains. What passes from one to the next is files.
+STEPS: dict[str, str | None] = {
     "01_data_preparation": None,
     "02_vae": "vae",
     "03_gan": "gan",
@@ -313,16 +313,16 @@ def choose_data(data: str | Path | None, home: Path, parameters: Parameters) -> 
     from hcm_helpers import phantom
 
     if data is not None:
-        folder, kind = Path(data).expanduser().resolve(), "as --data says"
+        folder, kind = Path(data).expanduser().resolve(), "given by --data"
     elif acdc.holds_acdc(home / "data" / "acdc"):
         folder, kind = home / "data" / "acdc", "real, ACDC"
     else:
         patients = parameters["phantom_patients"]
         folder, kind = home / "data" / "phantom", "synthetic, the phantom, as there is no data/acdc"
-        if folder.is_dir() and len(acdc.find_patients(folder)) != patients:
+        if acdc.holds_acdc(folder) and len(acdc.find_patients(folder)) != patients:
             folder = folder.with_name(f"phantom-{patients}")
-        if not folder.is_dir():
-            phantom.write_phantom(folder, patients=patients)
+        if not acdc.holds_acdc(folder):
+            phantom.write_phantom(folder, patients)
     return folder, f"{len(acdc.find_patients(folder))} patients, {kind}"
 
 
@@ -341,6 +341,7 @@ def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # quotes in a comment make it warn
     executed = into / notebook.name
     try:
         papermill.execute_notebook(
@@ -505,9 +506,7 @@ def run_command(profile, data, run, seed, image_size, only, settings) -> None:
 
 @cli.command("phantom")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--patients", type=click.IntRange(1), default=50, help="Number of patients; the five groups in turn."
-)
+@click.option("--patients", default=50, help="Number of patients; the five groups in turn.")
 @click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="The same seed writes the same bytes."
 )
@@ -516,7 +515,7 @@ def phantom_command(folder, patients, seed) -> None:
     with _errors_to_exit_codes():
         from hcm_helpers import phantom
 
-        written = phantom.write_phantom(folder, patients=patients, seed=seed)
+        written = phantom.write_phantom(folder, patients, seed)
     click.echo(f"{patients} patients in {written}")
 
 

@@ -60,17 +60,23 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Products of matrices in true float32, whatever the training has set: variances do not survive bf16."""
-    before = torch.get_float32_matmul_precision()
+def plain_arithmetic() -> Iterator[None]:
+    """True float32 and one core an operation, whatever the training has set.
+
+    A variance does not survive bf16 products. And these operations are small: shared among cores each would
+    be hardly faster, and many times slower where another process keeps one of them busy.
+    """
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
 
 
-@full_precision()
+@plain_arithmetic()
 def ssim(x: Tensor, y: Tensor, data_range: float = 1.0, sigma: float = 1.5, window: int = 11) -> Tensor:
     """Structural similarity of each image with its partner, eq. 13, means and variances by a Gaussian window.
 
@@ -148,6 +154,7 @@ def cross_correlation(x: Tensor, y: Tensor) -> Tensor:
     return torch.fft.fftshift(torch.fft.irfft2(spectrum, s=size), dim=(1, 2))[:, 1:, 1:]
 
 
+@plain_arithmetic()
 def cc_peak(x: Tensor, y: Tensor) -> Tensor:
     """Peak of the normalised `cross_correlation` over all lags: (B, 1, H, W), (B, 1, H, W) → (B,) ≥ `cc`."""
     x, y = (images[:, None] for images in _partners(x, y))
@@ -160,7 +167,6 @@ PAIRED = {"ssim": ssim, "cc": cc, "cc_peak": cc_peak, "mse": mse}
 
 
 @torch.no_grad()
-@full_precision()
 def pairwise(x: Tensor, y: Tensor, metric: str = "ssim") -> Tensor:
     """Every image of one set with every image of another, on the images' device.
 
@@ -177,14 +183,16 @@ def pairwise(x: Tensor, y: Tensor, metric: str = "ssim") -> Tensor:
         DataError: another metric, or images as in `ssim`.
     """
     x, y = _planes(x, y)
-    if metric == "ssim":
-        return _pairwise_ssim(x, y)
-    if metric == "cc":
-        return _standardise(x).flatten(1) @ _standardise(y).flatten(1).T
-    if metric == "mse":
-        x, y = x.flatten(1), y.flatten(1)
-        squares = (x**2).sum(1)[:, None] + (y**2).sum(1)
-        return ((squares - 2 * x @ y.T) / x.shape[1]).clamp_min(0)
+    cores = torch.get_num_threads()
+    with plain_arithmetic():
+        if metric == "ssim":
+            return _pairwise_ssim(x, y, cores)
+        if metric == "cc":
+            return _standardise(x).flatten(1) @ _standardise(y).flatten(1).T
+        if metric == "mse":
+            x, y = x.flatten(1), y.flatten(1)
+            squares = (x**2).sum(1)[:, None] + (y**2).sum(1)
+            return ((squares - 2 * x @ y.T) / x.shape[1]).clamp_min(0)
     raise DataError(f'metric "{metric}" is none of ssim, cc, mse; for cc_peak use best_match')
 
 
@@ -415,11 +423,10 @@ def _window_matrix(size: int, sigma: float, window: int, like: Tensor) -> Tensor
     return matrix.to(like)
 
 
-def _pairwise_ssim(x: Tensor, y: Tensor) -> Tensor:
+def _pairwise_ssim(x: Tensor, y: Tensor, cores: int) -> Tensor:
     """Eq. 13 for all pairs, (N, H, W), (M, H, W) → (N, M), blocks of y at a time that fit in the cache.
 
-    On a CPU each core takes a share of x for itself. Sharing every small operation among the cores instead
-    would be slower, and many times slower where another process keeps one of them busy.
+    On a CPU each core takes a share of x for itself.
     """
     height, width = x.shape[1:]
     rows, columns = (_window_matrix(size, 1.5, 11, x) for size in (height, width))
@@ -452,10 +459,5 @@ def _pairwise_ssim(x: Tensor, y: Tensor) -> Tensor:
 
     if not on_cpu:
         return similarities(x)
-    cores = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(cores) as pool:
-            return torch.cat(list(pool.map(similarities, x.chunk(cores))))
-    finally:
-        torch.set_num_threads(cores)
+    with ThreadPoolExecutor(cores) as pool:
+        return torch.cat(list(pool.map(similarities, x.chunk(cores))))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -100,6 +101,8 @@ def fit(
         history, best, best_epoch, steps = (state[k] for k in ("history", "best", "best_epoch", "steps"))
         elapsed = history[-1]["seconds"]
         torch.set_rng_state(state["rng"])
+        if patience and len(history) - best_epoch >= patience:
+            epochs = len(history)  # it had ended early
 
     start = time.perf_counter() - elapsed
     progress = Progress(epochs, first=len(history), name=type(model).__name__)
@@ -116,15 +119,17 @@ def fit(
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0) + loss.detach()
         row = {name: (total / len(batches)).item() for name, total in totals.items()}
+        looked = epoch % validate_every == 0 or epoch == epochs
+        if looked:
+            row["validation"] = validate(ema, validation, fabric, batch_size)
         if not all(math.isfinite(value) for value in row.values()):
             raise DataError(
-                f"{type(model).__name__}: the loss is not finite in epoch {epoch} ({row}); "
-                f"lower learning_rate={learning_rate}; the best weights so far are in {folder}"
+                f"{type(model).__name__}: the loss is not finite in epoch {epoch} ({row}); lower "
+                f"learning_rate={learning_rate}; the best weights of earlier epochs, if any, are in {folder}"
             )
-        row = {"epoch": epoch, "seconds": time.perf_counter() - start, **row, "validation": math.nan}
+        row = {"epoch": epoch, "seconds": time.perf_counter() - start, **row}
         history.append(row)
-        if epoch % validate_every == 0 or epoch == epochs:
-            row["validation"] = validate(ema, validation, fabric, batch_size)
+        if looked:
             if row["validation"] < best:
                 best, best_epoch = row["validation"], epoch
                 save_weights(ema, folder)
@@ -141,7 +146,7 @@ def fit(
             write_whole(last, lambda path, state=state: torch.save(state, path))
             write_history(history, folder)
         progress.update(row)
-        if patience and epoch - best_epoch >= patience and not math.isnan(row["validation"]):
+        if looked and patience and epoch - best_epoch >= patience:
             break
     progress.close(f"best validation {best:.4g} in epoch {best_epoch}")
     load_weights(model, folder)
@@ -179,10 +184,11 @@ def validate(model: nn.Module, validation: Slices, fabric: Fabric, batch_size: i
     generator = torch.Generator().manual_seed(0)
     repeats = math.ceil(NUM_VALIDATION_IMAGES / len(validation))
     labels = validation.labels.repeat(repeats)[:NUM_VALIDATION_IMAGES]
-    with fabric.autocast():
-        if not hasattr(model, "validation_loss"):
+    if not hasattr(model, "validation_loss"):
+        with fabric.autocast():
             samples = model.sample(NUM_VALIDATION_IMAGES, labels, generator).cpu()
-            return sliced_wasserstein(samples, validation.images)
+        return sliced_wasserstein(samples, validation.images)  # outside of autocast: in float32
+    with fabric.autocast():
         images = validation.images.repeat(repeats, 1, 1, 1)[:NUM_VALIDATION_IMAGES]
         total = 0.0
         for x, c in zip(images.split(batch_size), labels.split(batch_size), strict=True):
@@ -236,13 +242,15 @@ def load_weights(model: nn.Module, folder: str | Path) -> nn.Module:
     """The state in folder/weights.safetensors into a model of the same shape, and the model back.
 
     Raises:
-        DataError: no weights there, or of another shape.
+        DataError: no weights there, or broken ones, or of another shape.
     """
     path = Path(folder) / "weights.safetensors"
     if not path.is_file():
         raise DataError(f"{path} is missing: train this model first, by its notebook or by `hcm run`")
     try:
         model.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise DataError(f"{path} is broken ({error}): train this model again") from error
     except RuntimeError as error:
         raise DataError(
             f"{path} holds weights of another network ({str(error).splitlines()[1].strip()}); "

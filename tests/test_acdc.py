@@ -126,6 +126,7 @@ def test_no_info(folder, tmp_path):
         ({"ES": 31}, ["ES is 31", "of 30 frames"]),
         ({"ED": 0}, ["ED is 0"]),
         ({"ED": "nan"}, ["ED is nan"]),
+        ({"ES": "7.5"}, ["ES is 7.5"]),
     ],
 )
 def test_wrong_line_of_info(folder, tmp_path, change, words):
@@ -182,10 +183,11 @@ def test_no_nifti_at_all(folder, tmp_path, content):
     assert_one_sentence(error, path, "cannot be read")
 
 
-def test_a_flipped_bit(folder, tmp_path):
+@pytest.mark.parametrize(("place", "bits"), [(0.5, 0b100), (0.0, 0b110)])  # a wrong voxel, a wrong block
+def test_flipped_bits(folder, tmp_path, place, bits):
     path = folder / "patient007_frame01.nii.gz"
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
+    content[10 + int(place * len(content))] ^= bits  # the gzip header has 10 bytes
     path.write_bytes(content)
     with pytest.raises(DataError) as error:
         read_both(tmp_path)

@@ -3,6 +3,7 @@
 import os
 import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -37,10 +38,13 @@ def environment() -> dict:
 
 def test_same_python_everywhere():
     python = floor(PROJECT["project"]["requires-python"])
+    make = re.search(
+        r"\((\d+), (\d+)\) <= sys.version_info < \((\d+), (\d+)\)", (ROOT / "Makefile").read_text()
+    )
     (conda,) = [entry for entry in environment()["dependencies"] if str(entry).startswith("python")]
     assert floor(conda.removeprefix("python")) == python
     assert PROJECT["tool"]["ruff"]["target-version"] == "py" + python.replace(".", "")
-    assert f"sys.version_info < ({python.replace('.', ', ')})" in (ROOT / "Makefile").read_text()
+    assert conda == "python>={}.{},<{}.{}".format(*make.groups())
 
 
 def test_conda_installs_what_make_installs():
@@ -62,6 +66,15 @@ def test_pins_are_exact_and_hold_on_any_machine():
     assert len(PINS) == len(CONSTRAINTS), "one line a package"
     for pin in CONSTRAINTS:
         assert re.fullmatch(r"==[\w.]+", str(pin.specifier)), f"{pin}: ==version, without +cpu or the like"
+
+
+def test_pins_admit_the_lowest_python():
+    lowest = floor(PROJECT["project"]["requires-python"]) + ".0"
+    for name in PINS:
+        python = metadata.metadata(name)["Requires-Python"]
+        assert lowest in SpecifierSet(python or ""), (
+            f"{name} needs Python {python}; pin an earlier version of it"
+        )
 
 
 def test_ci_runs_make_test():

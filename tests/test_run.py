@@ -97,7 +97,7 @@ def test_a_run_leaves_notebooks_record_and_report(hcm, tmp_path, notebooks):
     assert record["versions"]["python"] == sys.version.split()[0]
 
     html = (folder / "report.html").read_text()
-    assert "Figure 5: vae loss" in html
+    assert "Figure 5: VAE loss" in html
     assert "0.250" in html
     assert html.count('src="data:image/') == 1
     assert 'src="http' not in html
@@ -232,7 +232,7 @@ def test_figures_come_once_and_in_their_order(tmp_path):
     (tmp_path / "figures" / ".figure_2_a.png.part").touch()
     files = report.figure_files(tmp_path)
     assert [file.name for file in files] == ["figure_2_a.svg", "figure_10_b.png", "samples_vae.png"]
-    assert [report.caption(file) for file in files] == ["Figure 2: a", "Figure 10: b", "Samples vae"]
+    assert [report.caption(file) for file in files] == ["Figure 2: a", "Figure 10: b", "Samples VAE"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (75, "1:15"), (3599.7, "1:00:00")])

@@ -59,7 +59,7 @@ class UNet(nn.Module):
         image_size: height and width of the image: 32, 64, 128 or 256.
         width: channels at half size; twice as many at each smaller one, down to 8×8, where attention sits.
         num_classes: groups it can be told to draw; 0 for an unconditional network.
-        dropout: share of features dropped in training.
+        dropout: share of features dropped in training below half size.
 
     Shapes: x (B, 1, image_size, image_size), t (B,) in 1 … T, labels (B,) or None → (B, 1, image_size, image_size).
     """
@@ -76,29 +76,18 @@ class UNet(nn.Module):
         self.classes = nn.Embedding(num_classes, embedding_dim) if num_classes else None
         self.stem = nn.Conv2d(4, width, 3, padding=1)
 
-        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
-        previous, skips = width, [width]
+        self.down, self.shrink, self.up, self.grow = (nn.ModuleList() for _ in range(4))
         for level, c in enumerate(channels):
-            self.down.append(
-                nn.ModuleList([ResidualBlock(i, c, embedding_dim, dropout) for i in (previous, c)])
-            )
-            skips += [c, c]
-            last = level == num_levels - 1
-            self.shrink.append(nn.Identity() if last else nn.Conv2d(c, c, 3, stride=2, padding=1))
-            skips += [] if last else [c]
-            previous = c
-
-        self.middle = nn.ModuleList([ResidualBlock(previous, previous, embedding_dim, dropout) for _ in range(2)])
-        self.attention = Attention(previous)
-
-        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
-        for level, c in reversed(list(enumerate(channels))):
-            blocks = []
-            for _ in range(3):
-                blocks.append(ResidualBlock(previous + skips.pop(), c, embedding_dim, dropout))
-                previous = c
-            self.up.append(nn.ModuleList(blocks))
-            self.grow.append(nn.Conv2d(c, c, 3, padding=1) if level else nn.Identity())
+            drop = dropout if level else 0.0
+            block = lambda inputs, c=c, drop=drop: ResidualBlock(inputs, c, embedding_dim, drop)  # noqa: E731
+            self.down.append(nn.ModuleList([block(c), block(c)]))
+            self.up.append(nn.ModuleList([block(2 * c), block(c)]))
+            if level < num_levels - 1:
+                below = channels[level + 1]
+                self.shrink.append(nn.Conv2d(c, below, 3, stride=2, padding=1))  # size → size/2
+                self.grow.append(nn.Sequential(nn.Conv2d(below, c, 3, padding=1), nn.Upsample(scale_factor=2.0)))
+        self.middle = ResidualBlock(channels[-1], channels[-1], embedding_dim, dropout)
+        self.attention = Attention(channels[-1])
         self.out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), zeroed(nn.Conv2d(width, 4, 3, padding=1)))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -108,23 +97,20 @@ class UNet(nn.Module):
         embedding = F.silu(embedding)
 
         h = self.stem(F.pixel_unshuffle(x, 2))  # (B, 1, S, S) → (B, 4, S/2, S/2) → (B, width, S/2, S/2)
-        skips = [h]
-        for level, (blocks, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
+        skips = []
+        for level, blocks in enumerate(self.down):
+            h = self.shrink[level - 1](h) if level else h
             for block in blocks:
                 h = block(h, embedding)
-                skips.append(h)
-            if level < len(self.down) - 1:
-                h = shrink(h)  # size → size/2
-                skips.append(h)
+            skips.append(h)
 
-        h = self.middle[0](h, embedding)
-        h = self.middle[1](self.attention(h), embedding)
+        h = self.attention(self.middle(h, embedding))
 
-        for level, (blocks, grow) in enumerate(zip(self.up, self.grow, strict=True)):
+        for level, blocks in reversed(list(enumerate(self.up))):
+            h = torch.cat([h, skips[level]], dim=1)
             for block in blocks:
-                h = block(torch.cat([h, skips.pop()], dim=1), embedding)
-            if level < len(self.up) - 1:
-                h = grow(F.interpolate(h, scale_factor=2.0))  # size → 2·size
+                h = block(h, embedding)
+            h = self.grow[level - 1](h) if level else h
         return F.pixel_shuffle(self.out(h), 2)
 
 
@@ -169,6 +155,8 @@ class Diffusion(nn.Module):
         width: channels of the U-Net at half size.
         num_steps: T, the length of the chain.
         schedule: "linear" or "cosine", see `noise_schedule`.
+        prediction: what the network names, the noise "epsilon" (Ho et al.) or the velocity "v" = √ᾱ_t ε − √(1 − ᾱ_t) x_0
+            (Salimans & Ho 2022, arXiv 2202.00512), which weighs the coarse anatomy more and learns it sooner.
         dropout: share of features dropped in training.
         num_classes: groups it is conditioned on; 0 for none.
         sampler: "ancestral" (equation 12, Ho et al., algorithm 2) or "ddim" (Song et al. 2020, arXiv 2010.02502).
@@ -184,6 +172,7 @@ class Diffusion(nn.Module):
         width: int = 32,
         num_steps: int = 1000,
         schedule: str = "cosine",
+        prediction: str = "v",
         dropout: float = 0.1,
         num_classes: int = 0,
         sampler: str = "ddim",
@@ -193,9 +182,11 @@ class Diffusion(nn.Module):
         check_image_size(image_size)
         if sampler not in SAMPLERS:
             raise DataError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        if prediction not in ("epsilon", "v"):
+            raise DataError(f"prediction={prediction!r}: choose 'epsilon' or 'v'")
         self.network = UNet(image_size, width, num_classes, dropout)
         self.image_size, self.num_steps, self.num_classes = image_size, num_steps, num_classes
-        self.sampler, self.sampling_steps = sampler, sampling_steps
+        self.prediction, self.sampler, self.sampling_steps = prediction, sampler, sampling_steps
         alpha_bar = torch.cumprod(1 - noise_schedule(schedule, num_steps), dim=0)
         # ᾱ₀ = 1 in front, so that alpha_bar[t] is ᾱ_t of the equations
         self.register_buffer("alpha_bar", torch.cat([torch.ones(1), alpha_bar]).float(), persistent=False)
@@ -211,12 +202,24 @@ class Diffusion(nn.Module):
         return alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * epsilon
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """E‖ε − ε_θ(x_t, t)‖² per pixel (Ho et al., equation 14), t uniform on 1 … T."""
+        """E‖ε − ε_θ(x_t, t)‖² per pixel (Ho et al., equation 14), or the same for v; t uniform on 1 … T."""
         x, labels = batch.images, batch.labels if self.num_classes else None
         t = torch.randint(1, self.num_steps + 1, (len(x),), generator=generator).to(x.device)
         epsilon = torch.randn(x.shape, generator=generator).to(x.device)
-        epsilon_theta = self.network(self.diffuse(x, t, epsilon), t, labels)
-        return F.mse_loss(epsilon_theta.float(), epsilon)
+        alpha_bar = self.alpha_bar[t][:, None, None, None]
+        velocity = alpha_bar.sqrt() * epsilon - (1 - alpha_bar).sqrt() * x
+        target = epsilon if self.prediction == "epsilon" else velocity
+        return F.mse_loss(self.network(self.diffuse(x, t, epsilon), t, labels).float(), target)
+
+    def denoise(self, x_t: Tensor, t: int, labels: Tensor | None = None) -> Tensor:
+        """x̂_0: the image that the network sees in x_t (B, 1, H, W), kept in [−1, 1]; t in 1 … T, one for the batch."""
+        output = self.network(x_t, torch.full((len(x_t),), t, device=x_t.device), labels).float()
+        alpha_bar = self.alpha_bar[t]
+        if self.prediction == "epsilon":
+            x_0 = (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
+        else:
+            x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output
+        return x_0.clamp(-1, 1)
 
     def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
         """One step of the network towards the noise that was added."""
@@ -239,8 +242,7 @@ class Diffusion(nn.Module):
             labels = None
         x = torch.randn(n, 1, self.image_size, self.image_size, generator=generator).to(device)
         path = timesteps(self.num_steps, self.sampling_steps)
-        denoise = lambda x, t: self.network(x, torch.full((n,), t, device=device), labels).float()  # noqa: E731
-        return SAMPLERS[self.sampler](denoise, x, self.alpha_bar, path, generator)
+        return SAMPLERS[self.sampler](lambda x, t: self.denoise(x, t, labels), x, self.alpha_bar, path, generator)
 
 
 def timesteps(num_steps: int, sampling_steps: int) -> list[int]:
@@ -254,19 +256,21 @@ def timesteps(num_steps: int, sampling_steps: int) -> list[int]:
     return [round(num_steps * i / sampling_steps) for i in range(sampling_steps, -1, -1)]
 
 
-def predict_image(x_t: Tensor, epsilon: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The x_0 that x_t would come from if ε were the noise in it, kept in [−1, 1]."""
-    return ((x_t - (1 - alpha_bar).sqrt() * epsilon) / alpha_bar.sqrt()).clamp(-1, 1)
-
-
 def ancestral(denoise, x: Tensor, alpha_bar: Tensor, path: list[int], generator: torch.Generator | None) -> Tensor:
     """Equation 12: draw x_s from the posterior q(x_s | x_t, x̂_0), one step of the path after the other.
+
+    Args:
+        denoise: gives x̂_0 for (x_t, t).
+        x: noise x_T (B, 1, H, W).
+        alpha_bar: ᾱ_0 … ᾱ_T.
+        path: the times to visit, from T down to 0.
+        generator: of the noise that each step adds.
 
     Source: Ho et al. 2020, algorithm 2, with the posterior of their equation 7 written for any s < t.
     """
     for t, s in zip(path, path[1:], strict=False):
         a_t, a_s = alpha_bar[t], alpha_bar[s]
-        x_0 = predict_image(x, denoise(x, t), a_t)
+        x_0 = denoise(x, t)
         beta = 1 - a_t / a_s  # the noise that the chain adds between s and t
         mean = (a_s.sqrt() * beta * x_0 + (a_t / a_s).sqrt() * (1 - a_s) * x) / (1 - a_t)
         variance = beta * (1 - a_s) / (1 - a_t)  # 0 at the last step, where s = 0
@@ -275,11 +279,14 @@ def ancestral(denoise, x: Tensor, alpha_bar: Tensor, path: list[int], generator:
 
 
 def ddim(denoise, x: Tensor, alpha_bar: Tensor, path: list[int], generator: torch.Generator | None = None) -> Tensor:
-    """The deterministic path: the same x̂_0 and the same ε, mixed for the next time. Song et al. 2020, equation 12."""
+    """The deterministic path: the same x̂_0 and the same ε, mixed anew for the next time; arguments as `ancestral`.
+
+    Source: Song, Meng & Ermon 2020, equation 12 with σ = 0.
+    """
     for t, s in zip(path, path[1:], strict=False):
         a_t, a_s = alpha_bar[t], alpha_bar[s]
-        x_0 = predict_image(x, denoise(x, t), a_t)
-        epsilon = (x - a_t.sqrt() * x_0) / (1 - a_t).sqrt()  # what x̂_0, now within [−1, 1], leaves as noise
+        x_0 = denoise(x, t)
+        epsilon = (x - a_t.sqrt() * x_0) / (1 - a_t).sqrt()  # what x̂_0 leaves as noise
         x = a_s.sqrt() * x_0 + (1 - a_s).sqrt() * epsilon
     return x
 

@@ -1,0 +1,134 @@
+"""ACGAN: the signs of equations 6 and 7, labels that are obeyed, labels that are refused."""
+
+from math import log
+
+import pytest
+import torch
+from torch import nn
+
+from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.models import acgan
+from hcm_helpers.models.layers import Batch
+from hcm_helpers.training import make_fabric
+
+NO_STEP = {"learning_rate": 0.0, "betas": (0.5, 0.999)}
+
+
+def small(image_size=32, **settings):
+    torch.manual_seed(0)
+    return acgan.ACGAN(image_size, **{"latent_dim": 10, "width": 8, **settings})
+
+
+class Painter(nn.Module):
+    """A generator that paints the whole picture in the grey of its class, and notes what it was asked for."""
+
+    def __init__(self, greys):
+        super().__init__()
+        self.grey = nn.Parameter(torch.tensor(greys))
+        self.asked = None
+
+    def forward(self, z, c):
+        self.asked = c
+        return self.grey[c][:, None, None, None].expand(len(c), 1, 32, 32)
+
+
+class Judge(nn.Module):
+    """A discriminator with logits linear in the picture's mean grey m: source a·m, classes (b·m, −b·m)."""
+
+    def __init__(self, source, classes):
+        super().__init__()
+        self.source, self.classes = nn.Parameter(torch.tensor(source)), nn.Parameter(torch.tensor(classes))
+
+    def forward(self, x):
+        m = x.mean(dim=(1, 2, 3))
+        return self.source * m, torch.stack([self.classes * m, -self.classes * m], dim=1)
+
+
+def with_stubs(greys, source, classes):
+    model = small(num_classes=2, label_smoothing=0.0, augment=False)
+    model.generator, model.discriminator = Painter(greys), Judge(source, classes)
+    return model
+
+
+def test_losses_against_equations_6_and_7_by_hand():
+    # Real pictures are white (m = 1) and of class 0; the generator paints all of its own black (m = −1).
+    # P(S=real|white) = σ(log 3) = 3/4, P(S=real|black) = 1/4; P(C=0|white) = 4/5, P(C=0|black) = 1/5.
+    model = with_stubs(greys=[-1.0, -1.0], source=log(3), classes=log(2))
+    white = Batch(torch.ones(8, 1, 32, 32), torch.zeros(8, dtype=torch.long))
+    losses = model.train_step(white, model.optimizers(**NO_STEP), make_fabric())
+
+    asked = model.generator.asked
+    log_class = torch.where(asked == 0, log(1 / 5), log(4 / 5)).mean().item()
+    L_S = log(3 / 4) + log(3 / 4)
+    L_C = log(4 / 5) + log_class
+    assert losses["discriminator"].item() == pytest.approx(-(L_S + L_C), abs=1e-5)
+    # G ascends L_C − L_S, with log P(S=real|X_fake) in place of −L_S
+    assert losses["generator"].item() == pytest.approx(-(log(1 / 4) + log_class), abs=1e-5)
+
+
+def test_generator_moves_towards_the_class_it_was_asked_for():
+    # Class 0 is white, class 1 is black, and the source does not depend on the picture: only L_C moves G.
+    # G on L_S − L_C, as the paper's text has it, would paint class 0 black and class 1 white.
+    model = with_stubs(greys=[0.0, 0.0], source=0.0, classes=1.0)
+    optimizers = model.optimizers(learning_rate=0.01, betas=(0.5, 0.999))
+    batch = Batch(torch.zeros(16, 1, 32, 32), torch.arange(16) % 2)
+    model.train_step(batch, optimizers, make_fabric())
+    white, black = model.generator.grey.tolist()
+    assert white > 0 > black
+
+
+def test_generator_moves_towards_what_looks_real():
+    # White looks real, and the classes do not depend on the picture: only L_S moves G.
+    model = with_stubs(greys=[0.0, 0.0], source=1.0, classes=0.0)
+    optimizers = model.optimizers(learning_rate=0.01, betas=(0.5, 0.999))
+    batch = Batch(torch.ones(16, 1, 32, 32), torch.arange(16) % 2)
+    model.train_step(batch, optimizers, make_fabric())
+    assert min(model.generator.grey.tolist()) > 0
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 128, 256])
+def test_shapes(image_size):
+    model = small(image_size)
+    images = model.sample(3, torch.tensor([0, 2, 4]))
+    assert images.shape == (3, 1, image_size, image_size)
+    source, classes = model.discriminator(images)
+    assert source.shape == (3,)
+    assert classes.shape == (3, len(GROUPS))
+
+
+@pytest.mark.parametrize("labels", [[0, 5], [-1, 0], [0], [0, 1, 2]])
+def test_labels_outside_the_groups_or_too_few_are_refused(labels):
+    with pytest.raises(DataError, match="from 0 to 4"):
+        small().sample(2, torch.tensor(labels))
+
+
+def test_label_changes_the_image_and_hcm_is_the_default():
+    model = small()
+
+    def draw(labels):
+        return model.sample(4, labels, torch.Generator().manual_seed(3))
+
+    hcm, normal = (torch.full((4,), GROUPS.index(group)) for group in ("HCM", "NOR"))
+    assert torch.equal(draw(None), draw(hcm))
+    assert not torch.equal(draw(hcm), draw(normal))
+
+
+def test_images_follow_their_label_after_a_short_training():
+    """Class 0 is bright on the left, class 1 on the right: the brighter half tells the class."""
+
+    def halves(n, generator):
+        c = torch.randint(0, 2, (n,), generator=generator)
+        x = 0.2 * torch.randn(n, 1, 32, 32, generator=generator) - 0.6
+        left = (torch.arange(32) < 16).float()
+        return Batch((x + 1.2 * torch.where(c[:, None, None, None] == 0, left, 1 - left)).clamp(-1, 1), c)
+
+    model = small(num_classes=2, augment=False)
+    optimizers, fabric = model.optimizers(1e-3, (0.5, 0.999)), make_fabric()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(80):
+        model.train_step(halves(16, generator), optimizers, fabric)
+    labels = torch.arange(100) % 2
+    images = model.eval().sample(100, labels, torch.Generator().manual_seed(1))
+    difference = images[..., 16:].mean(dim=(1, 2, 3)) - images[..., :16].mean(dim=(1, 2, 3))
+    assert ((difference > 0) == (labels == 1)).float().mean() > 0.95
+    assert difference.abs().mean() > 0.5

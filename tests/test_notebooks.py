@@ -1,0 +1,63 @@
+"""Notebooks and profiles fit together, and the whole series runs, at a size at which nothing is learned."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hcm_helpers import run, training
+
+MODELS = [model for model in run.STEPS.values() if model]
+TINY = {model: {"epochs": 1, "batch_size": 8, "num_samples": 20} for model in MODELS}
+TINY |= {"evaluation": {"num_bootstrap": 20}}
+
+
+def test_the_folder_holds_the_series_and_nothing_else():
+    assert sorted(path.stem for path in run.NOTEBOOKS.glob("*.ipynb")) == sorted(run.STEPS)
+
+
+@pytest.mark.parametrize("notebook", run.STEPS)
+def test_notebook_has_the_common_parameters_and_kernel(notebook):
+    path = run.NOTEBOOKS / f"{notebook}.ipynb"
+    parameters = run.stored_parameters(path)
+    assert parameters["run_dir"] == "../runs/quick"
+    assert parameters["seed"] == 0
+    assert json.loads(path.read_text())["metadata"]["kernelspec"]["name"] == "python3"
+
+
+@pytest.mark.parametrize("profile", run.PROFILES)
+def test_profile_fits_the_notebooks(profile):
+    parameters = run.plan(profile, Path("/runs/a"), 0, list(run.STEPS), {})
+    for step, values in run.PROFILES[profile].items():
+        arrived = parameters[run.find_step(step)]
+        assert {name: arrived[name] for name in values} == values
+
+
+def check_series(folder):
+    record = json.loads((folder / "run.json").read_text())
+    assert list(record["notebooks"]) == list(run.STEPS)
+    assert {notebook["state"] for notebook in record["notebooks"].values()} == {"done"}
+    for model in MODELS:
+        images, _ = training.load_samples(folder / model)
+        assert images.shape == (20, 1, 32, 32)
+        assert images.abs().max() <= 1
+        assert images.std() > 0
+    table = pd.read_csv(folder / "evaluation" / "table1.csv")
+    assert set(MODELS) < set(table["model"])
+    assert table["value"].notna().all()
+    drawn, vector = (
+        sorted(path.stem for path in (folder / "figures").glob(f"*.{kind}")) for kind in ("png", "svg")
+    )
+    assert drawn == vector
+    assert len(drawn) >= 8, "figures 1 to 8 of the paper"
+    assert (folder / "report.html").read_text().count('src="data:image/') == len(drawn)
+
+
+def test_series_on_the_phantom(tmp_path, small_phantom):
+    check_series(run.run_series("quick", small_phantom, overrides=TINY, home=tmp_path))
+
+
+@pytest.mark.acdc
+def test_series_on_real_patients(tmp_path, acdc_root):
+    check_series(run.run_series("quick", acdc_root, overrides=TINY, home=tmp_path))
