@@ -26,9 +26,7 @@ def main() -> None:
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
 
     def theirs() -> np.ndarray:
-        return np.array(
-            [structural_similarity(*pair, **settings) for pair in zip(first, second, strict=True)]
-        )
+        return np.array([structural_similarity(*pair, **settings) for pair in zip(first, second, strict=True)])
 
     def pair_by_pair() -> torch.Tensor:
         return ssim(torch.from_numpy(first)[:, None], torch.from_numpy(second)[:, None])

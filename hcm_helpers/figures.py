@@ -129,9 +129,7 @@ def slice_gallery(slices: Slices, columns: int = 6) -> Figure:
         middle = [rows.loc[(rows["position"] - 0.5).abs().idxmin()] for _, rows in patients][:columns]
         images += [slices.images[row.name] for row in middle]
         images += [torch.full_like(slices.images[0], float("nan"))] * (columns - len(middle))
-        titles += [f"{row['patient']} · {row['position']:.2f}" for row in middle] + [""] * (
-            columns - len(middle)
-        )
+        titles += [f"{row['patient']} · {row['position']:.2f}" for row in middle] + [""] * (columns - len(middle))
     return image_grid(torch.stack(images), columns, titles, row_titles=groups)
 
 
@@ -148,9 +146,7 @@ def mask_overlay(
         columns: slices in a row.
     """
     if images.shape[:1] + images.shape[2:] != masks.shape:
-        raise DataError(
-            f"images {tuple(images.shape)} and masks {tuple(masks.shape)} differ; take them from one set"
-        )
+        raise DataError(f"images {tuple(images.shape)} and masks {tuple(masks.shape)} differ; take them from one set")
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     figure, axes = _figure(2.5 * columns, 2.6 * rows + 0.4, rows, columns, layout="constrained")
@@ -164,17 +160,16 @@ def mask_overlay(
         for value, (_, colour) in STRUCTURES.items():
             inside = (masks[i].cpu().numpy() == value).astype(float)
             if inside.any():
-                ax.contourf(
-                    inside, levels=[0.5, 1.5], colors=[colour], alpha=0.2, extent=extent, origin="upper"
-                )
-                ax.contour(
-                    inside, levels=[0.5], colors=[colour], linewidths=1.2, extent=extent, origin="upper"
-                )
+                ax.contourf(inside, levels=[0.5, 1.5], colors=[colour], alpha=0.2, extent=extent, origin="upper")
+                ax.contour(inside, levels=[0.5], colors=[colour], linewidths=1.2, extent=extent, origin="upper")
         ax.grid(False)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(MultipleLocator(50))
+        bottom = i + columns >= len(images)
         ax.set(
-            title=titles[i] if titles else "", xlabel="x (mm)", ylabel="y (mm)" if i % columns == 0 else ""
+            title=titles[i] if titles else "",
+            xlabel="x (mm)" if bottom else "",
+            ylabel="y (mm)" if i % columns == 0 else "",
         )
     handles = [Patch(facecolor=colour, alpha=0.6, label=name) for name, colour in STRUCTURES.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
@@ -197,16 +192,14 @@ def loss_curves(
     """
     missing = [column for column in ("epoch", *columns) if column not in history]
     if missing:
-        raise DataError(
-            f"the history has no column {', '.join(missing)}; it has {', '.join(history.columns)}"
-        )
+        raise DataError(f"the history has no column {', '.join(missing)}; it has {', '.join(history.columns)}")
     validation = validation and "validation" in history
     figure, axes = _figure(8 if validation else 5, 3, 1, 2 if validation else 1, layout="constrained")
     left = np.ravel(axes)[0]
     for column in columns:
         _curve(left, history, column)
     for ax in np.ravel(axes):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     left.set(xlabel="epoch", ylabel="loss", title=title or "")
     if len(columns) > 1:
         left.legend()
@@ -241,9 +234,7 @@ def similarity_figure(table: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys(table["model"]))
     metrics = [metric for metric in METRICS.values() if (table["metric"] == metric).any()]
     height = 0.42 * len(models) + 1.3
-    figure, panels = _figure(
-        2.5 * len(metrics) + 1.2, height, 1, len(metrics), sharey=True, layout="constrained"
-    )
+    figure, panels = _figure(2.5 * len(metrics) + 1.2, height, 1, len(metrics), sharey=True, layout="constrained")
     for metric, ax in zip(metrics, np.ravel(panels), strict=True):
         for shift, pairing in zip((-0.22, 0, 0.22), PAIRINGS, strict=True):
             rows = table[(table["metric"] == metric) & (table["pairing"] == pairing)]
@@ -252,9 +243,7 @@ def similarity_figure(table: pd.DataFrame) -> Figure:
             places = [models.index(model) + shift for model in rows["model"]]
             margins = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
             colour, marker = looks[pairing]
-            ax.errorbar(
-                rows["value"], places, xerr=margins, fmt=marker, color=colour, markersize=5, label=pairing
-            )
+            ax.errorbar(rows["value"], places, xerr=margins, fmt=marker, color=colour, markersize=5, label=pairing)
         paper = [(PAPER[m][metric], i) for i, m in enumerate(models) if metric in PAPER.get(m, {})]
         if paper:
             hollow = {"markerfacecolor": "none", "color": INK, "markersize": 7}
@@ -262,9 +251,7 @@ def similarity_figure(table: pd.DataFrame) -> Figure:
         real = [i for i, model in enumerate(models) if model in REFERENCE_ROWS]
         if real:
             ax.axhspan(min(real) - 0.5, max(real) + 0.5, color="#f2f2f2", zorder=0)
-        ax.set(
-            title=metric, xlabel="squared intensity, lower is better" if metric == "MSE" else "1 = identical"
-        )
+        ax.set(title=metric, xlabel="squared intensity, lower is better" if metric == "MSE" else "1 = identical")
         ax.grid(False, axis="y")
         ax.tick_params(axis="y", length=0)
     first = np.ravel(panels)[0]
@@ -344,17 +331,13 @@ def architecture_diffusion() -> Figure:
         if between == "dots":
             _text(axes, (start + end) / 2, middle, "· · ·", SOFT, size=16)
         for height, colour, ends in ((0.38, BLUE, (start, end)), (-0.38, RED, (end, start))):
-            first, last = (
-                x + np.sign(ends[1] - ends[0]) * pad for x, pad in zip(ends, (0.08, -0.08), strict=True)
-            )
+            first, last = (x + np.sign(ends[1] - ends[0]) * pad for x, pad in zip(ends, (0.08, -0.08), strict=True))
             _arrow(axes, (first, middle + height), (last, middle + height), colour)
     centre = (lefts[1] + side + lefts[2]) / 2
     _text(axes, centre, middle + 0.62, "$q(x_t\\,|\\,x_{t-1})$", BLUE)
     _text(axes, centre, middle + 0.1, "$p_\\theta(x_{t-1}\\,|\\,x_t)$", RED)
     _text(axes, 5.6, 4.0, "Forward process: a little Gaussian noise at every step", BLUE, size=12)
-    _text(
-        axes, 5.6, 3.6, "$q(x_t\\,|\\,x_{t-1}) = N(x_t;\\,\\sqrt{1-\\beta_t}\\,x_{t-1},\\,\\beta_t I)$", BLUE
-    )
+    _text(axes, 5.6, 3.6, "$q(x_t\\,|\\,x_{t-1}) = N(x_t;\\,\\sqrt{1-\\beta_t}\\,x_{t-1},\\,\\beta_t I)$", BLUE)
     _box(axes, centre - 0.95, 0.92, 1.9, 0.62, "U-Net $\\epsilon_\\theta(x_t, t)$", RED)
     _arrow(axes, (centre, 1.23), (centre, middle - 0.44), RED)
     _text(
@@ -378,9 +361,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **sett
 def _curve(axes: Axes, history: pd.DataFrame, column: str, **look) -> None:
     drawn = history[["epoch", column]].dropna()
     marker = "o" if len(drawn) <= 30 else None  # a single epoch is a point and would show no line
-    line = axes.plot(
-        drawn["epoch"], drawn[column], marker=marker, ms=3, label=column.replace("_", " "), **look
-    )[0]
+    line = axes.plot(drawn["epoch"], drawn[column], marker=marker, ms=3, label=column.replace("_", " "), **look)[0]
     if column == "validation" and len(drawn):
         best = drawn.loc[drawn[column].idxmin()]
         ring = {"markerfacecolor": "none", "markersize": 9, "color": line.get_color()}

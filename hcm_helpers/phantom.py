@@ -229,7 +229,7 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
         right_volume=right["volume"],
         right_ejection=right["ejection"],
         right_ripple=_waves(rng, {2: 0.03, 3: 0.04, 4: 0.02, 5: 0.015, 7: 0.008})[0],
-        axis=math.radians(_normal(rng, 155, 12)),
+        axis=math.radians(_normal(rng, 159, 12)),
         papillary=heads,
         trabeculae=rng.uniform(0.5, 1.0),
         fat=0.2 + rng.gamma(2.0, 0.35),
@@ -269,9 +269,10 @@ def left_ventricle(heart: Heart, t: np.ndarray, phase: float) -> tuple[np.ndarra
     def shrink(inward, motion):
         return np.clip(1 - inward * motion, 0.06, None)
 
-    rest = heart.radius * _ellipsoid(HEIGHTS, 1.0)[:, None] * heart.ripple
+    motion = heart.motion[:, ::8]  # 64 angles give the volume
+    rest = heart.radius * _ellipsoid(HEIGHTS, 1.0)[:, None] * heart.ripple[:, ::8]
     inward = _solve(
-        lambda c: 1 - shortening * ((rest * shrink(c, heart.motion)) ** 2).sum() / (rest**2).sum(),
+        lambda c: 1 - shortening * ((rest * shrink(c, motion)) ** 2).sum() / (rest**2).sum(),
         heart.ejection * phase,
         *(-0.2, 1.5),
     )
@@ -300,8 +301,8 @@ def right_ventricle(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) 
     half = (radius * np.clip(0.65 + 1.1 * low, None, 1.3) + bulge) / 2 + 0.1
     tall = radius * (1.12 - 0.65 * low) + 0.2 * bulge + 0.1
     ellipse = 1 / np.hypot(np.cos(ANGLES) / half[:, None], np.sin(ANGLES) / tall[:, None])
-    corner = 1 + 0.07 * np.cos(3 * (ANGLES - 2.2))  # towards the diaphragm
-    return half - radius - bulge, ellipse * corner * heart.right_ripple
+    corners = 0.05 * np.cos(3 * (ANGLES - 2.2)) - 0.07 * np.sin(ANGLES)  # at the diaphragm, at the outflow
+    return half - radius - bulge, ellipse * (1 + corners) * heart.right_ripple
 
 
 def _right_width(heart: Heart, phase: float) -> float:
@@ -395,9 +396,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     fine, medium, coarse = (_texture(rng, part.grid, scale) for scale in (2.8, 5, 16))
     u, v = part.grid.body()
     c, s = math.cos(heart.axis - math.pi), math.sin(heart.axis - math.pi)
-    breath = rng.normal(0, 0.5, (2, len(part.grid.s), 1, 1)).astype(
-        np.float32
-    )  # mm, as one breath-hold a slice
+    breath = rng.normal(0, 0.5, (2, len(part.grid.s), 1, 1)).astype(np.float32)  # mm, as one breath-hold a slice
     a, b = c * u + s * v + breath[0], c * v - s * u + breath[1]
     height = (part.grid.s - heart.descent * phase) / (heart.length - heart.descent * phase)
     t = height.astype(np.float32)[:, None, None]
@@ -474,9 +473,7 @@ def _acquire(rng: np.random.Generator, scene: Scene, shading: np.ndarray, noise:
     return np.hypot(signal + real, imaginary)
 
 
-def make_patient(
-    group: str, rng: np.random.Generator
-) -> tuple[dict[str, Volume], dict[str, str | int | float]]:
+def make_patient(group: str, rng: np.random.Generator) -> tuple[dict[str, Volume], dict[str, str | int | float]]:
     """One synthetic patient at end-diastole and end-systole.
 
     Args:
@@ -540,16 +537,14 @@ def write_phantom(root: str | Path, patients: int = 50, seed: int = 0) -> Path:
     """
     root = Path(root)
     if not 1 <= patients <= 999:
-        raise DataError(
-            f"patients = {patients} does not fit the names patient001 to patient999: take 1 to 999"
-        )
+        raise DataError(f"patients = {patients} does not fit the names patient001 to patient999: take 1 to 999")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root} is not an empty folder: name another for the phantom, or remove this one")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as unfinished:
         whole = Path(unfinished) / root.name
         seeds = np.random.SeedSequence(seed).spawn(patients)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # below 100 MB each
             jobs = [pool.submit(_write_patient, whole / "training", i, seeds[i]) for i in range(patients)]
             try:
                 for job in jobs:

@@ -77,9 +77,7 @@ def figure_files(folder: Path) -> list[Path]:
     for path in (folder / "figures").glob("*"):
         if path.suffix in MEDIA_TYPES and not path.name.startswith("."):
             files.setdefault(path.stem, []).append(path)
-    stems = sorted(
-        files, key=lambda stem: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", stem)]
-    )
+    stems = sorted(files, key=lambda stem: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", stem)])
     return [min(files[stem], key=lambda path: path.stat().st_size) for stem in stems]
 
 
@@ -88,8 +86,7 @@ def caption(path: Path) -> str:
     from hcm_helpers.similarity import TITLES
 
     words = " ".join(TITLES.get(word, word) for word in re.split(r"[_-]", path.stem))
-    numbered = re.fullmatch(r"fig(?:ure)? ?0*(\d+) ?(.*)", words)
-    text = f"Figure {numbered[1]}: {numbered[2]}".removesuffix(": ") if numbered else words
+    text = re.sub(r"^(figure|table) 0*(\d+) ", r"\1 \2: ", words)
     return text[:1].upper() + text[1:]
 
 

@@ -46,26 +46,46 @@ STEPS: dict[str, str | None] = {
 }
 
 # Profile: step: parameters that differ from those stored in the step's notebook.
-PROTOCOL = {"epochs": 100, "batch_size": 32, "learning_rate": 2e-4}  # the paper's section 2.3
+PROTOCOL = {"batch_size": 32, "learning_rate": 2e-4, "betas": [0.5, 0.999]}  # the paper's section 2.3.2
+PAPER = PROTOCOL | {"epochs": 100, "patience": 20, "validate_every": 1, "ema_decay": 0.999}
+GAN_64 = {"epochs": 220, "learning_rate": 2e-4, "width": 32, "validate_every": 10, "ema_decay": 0.995}
+GAN_128 = {"epochs": 1500, "batch_size": 32, "learning_rate": 2e-4, "width": 64, "ema_decay": 0.999}
 PROFILES: dict[str, dict[str, Parameters]] = {
     "quick": {},  # the notebooks as they are stored: the phantom, small pictures, minutes on two CPU cores
     "cpu": {  # 64×64, real patients where there are any, within an hour on two CPU cores
         "data_preparation": {"image_size": 64},
+        "vae": {"epochs": 250},
+        "gan": {"epochs": 220},
+        "dcgan": GAN_64,
+        "acgan": GAN_64 | {"epochs": 50, "validate_every": 5},
+        "infogan": GAN_64,
+        "diffusion": {"epochs": 250, "learning_rate": 5e-4, "ema_decay": 0.998, "sampling_steps": 30},
     },
     "paper": {  # the paper's protocol at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
-        **dict.fromkeys(("vae", "gan", "dcgan", "acgan", "infogan"), PROTOCOL),
-        "diffusion": PROTOCOL | {"epochs": 115},
+        **dict.fromkeys(("vae", "gan", "dcgan", "acgan", "infogan"), PAPER),
+        "diffusion": PAPER | {"epochs": 115, "prediction": "epsilon", "schedule": "linear"},
     },
-    "best": {  # the strongest recipe of each model at 128×128, on a GPU
+    "best": {  # longer training and wider networks at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
+        "vae": {"epochs": 1000},
+        "gan": {"epochs": 1000},
+        **dict.fromkeys(("dcgan", "infogan"), GAN_128),
+        "acgan": GAN_128 | {"epochs": 300},
+        "diffusion": {
+            "epochs": 2000,
+            "batch_size": 32,
+            "learning_rate": 3e-4,
+            "width": 96,
+            "dropout": 0.1,
+            "ema_decay": 0.9995,
+            "sampling_steps": 100,
+        },
     },
 }
 
 IMAGE_SIZES = (32, 64, 128, 256)
-CELL_TIMEOUT = (
-    24 * 3600
-)  # seconds that one cell may take: a net under a hanging kernel, far above any training
+CELL_TIMEOUT = 24 * 3600  # seconds a cell may take: against a kernel that hangs, far above any training
 PACKAGES = ("hcm-helpers", "torch", "lightning-fabric", "numpy", "scikit-image", "nibabel", "papermill")
 
 
@@ -193,9 +213,7 @@ def plan(
     for step, values in overrides.items():
         ours.setdefault(find_step(step), {}).update(values)
     for notebook in ours.keys() - set(notebooks):
-        raise DataError(
-            f"{step_name(notebook)} gets parameters, but is not among the steps to run; add it to --only"
-        )
+        raise DataError(f"{step_name(notebook)} gets parameters, but is not among the steps to run; add it to --only")
 
     parameters = {}
     for notebook in notebooks:
@@ -224,9 +242,7 @@ def stored_parameters(notebook: Path) -> Parameters:
         DataError: no such notebook, no such cell, or something else than `name = literal` in it.
     """
     if not notebook.is_file():
-        raise DataError(
-            f"{notebook}: no such notebook; install the package from a clone, by pip install -e ."
-        )
+        raise DataError(f"{notebook}: no such notebook; install the package from a clone, by pip install -e .")
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if not tagged:
@@ -357,9 +373,7 @@ def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
     except PapermillExecutionError as error:
         shown = f"the notebook as far as it ran: {executed}"
         if error.ename == "DataError":
-            raise NotebookError(
-                f"{error.evalue}\n{notebook.stem}, cell [{error.exec_count}]; {shown}", True
-            ) from None
+            raise NotebookError(f"{error.evalue}\n{notebook.stem}, cell [{error.exec_count}]; {shown}", True) from None
         last_lines = "\n".join("\n".join(error.traceback).splitlines()[-15:])
         source = "\n".join(f"    {line}" for line in error.source.splitlines())
         place = f"{notebook.stem} failed in cell [{error.exec_count}]:\n\n{source}"
@@ -433,9 +447,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Parameters]:
     for setting in settings:
         match = re.fullmatch(r"(\w+)\.(\w+)=(.*)", setting, re.DOTALL)
         if match is None:
-            raise DataError(
-                f"--set {setting} is not of the form step.parameter=value, for instance dcgan.epochs=5"
-            )
+            raise DataError(f"--set {setting} is not of the form step.parameter=value, for instance dcgan.epochs=5")
         step, name, text = match.groups()
         if name in ("run_dir", "data_dir"):
             raise DataError(f"{name} is set by --{'run' if name == 'run_dir' else 'data'}, not by --set")
@@ -487,9 +499,7 @@ def cli() -> None:
     show_default=False,
     help="Steps to run, by number or name: 04,08 or dcgan,evaluation.",
 )
-@click.option(
-    "--set", "settings", multiple=True, metavar="STEP.NAME=VALUE", help="One parameter; may be repeated."
-)
+@click.option("--set", "settings", multiple=True, metavar="STEP.NAME=VALUE", help="One parameter; may be repeated.")
 def run_command(profile, data, run, seed, image_size, only, settings) -> None:
     """Run the notebooks in order into runs/NAME and write the table and report.html."""
     os.environ["HCM_HEADLESS"] = "1"  # plain progress lines in the notebooks
@@ -507,9 +517,7 @@ def run_command(profile, data, run, seed, image_size, only, settings) -> None:
 @cli.command("phantom")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--patients", default=50, help="Number of patients; the five groups in turn.")
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="The same seed writes the same bytes."
-)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="The same seed writes the same bytes.")
 def phantom_command(folder, patients, seed) -> None:
     """Write a data set of synthetic hearts in ACDC's layout."""
     with _errors_to_exit_codes():

@@ -50,9 +50,7 @@ def to_unit(images: Tensor) -> Tensor:
         DataError: a value is not finite, or lies outside [−1, 1].
     """
     if not torch.isfinite(images).all():
-        raise DataError(
-            "images hold NaN or infinite values; train their model again with a lower learning rate"
-        )
+        raise DataError("images hold NaN or infinite values; train their model again with a lower learning rate")
     low, high = images.min().item(), images.max().item()
     if low < -1.001 or high > 1.001:
         raise DataError(f"images lie in [{low:.3g}, {high:.3g}], not in [−1, 1]; scale them before to_unit")
@@ -290,9 +288,7 @@ def table1(
     """
     for split, slices in (("training", train), ("test", test)):
         if not len(slices):
-            raise DataError(
-                f"there is no {split} slice to compare with; choose other groups or prepare more patients"
-            )
+            raise DataError(f"there is no {split} slice to compare with; choose other groups or prepare more patients")
     rows = []
 
     def add(name: str, pairing: str, values: dict[str, Tensor], patients: np.ndarray | None = None) -> None:
@@ -341,9 +337,7 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
     if "diffusion" in models:
         cells["diffusion", "SSIM", "paper"] = "“highest”"
     present = {(metric, column) for _, metric, column in cells}
-    columns = [
-        (m, column) for m in METRICS.values() for column in ("paper", *PAIRINGS) if (m, column) in present
-    ]
+    columns = [(m, column) for m in METRICS.values() for column in ("paper", *PAIRINGS) if (m, column) in present]
     return pd.DataFrame(
         [[cells.get((model, *column), "–") for column in columns] for model in models],
         index=pd.Index([TITLES.get(model, model) for model in models], name="model"),
@@ -353,9 +347,7 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
 
 def render_html(table: pd.DataFrame) -> str:
     """`render` as an HTML table with its legend, the intervals in small print under the values."""
-    wide = render(table).map(
-        lambda text: html.escape(text).replace(" [", "<br><small>[").replace("]", "]</small>")
-    )
+    wide = render(table).map(lambda text: html.escape(text).replace(" [", "<br><small>[").replace("]", "]</small>"))
     wide.index = wide.index.map(html.escape)
     wide.index.name, wide.columns.names = None, [None, None]
     legend = (
@@ -373,33 +365,20 @@ def render_html(table: pd.DataFrame) -> str:
 def _planes(*sets: Tensor) -> list[Tensor]:
     """Checked images without their channel: (B, 1, H, W) → (B, H, W), at least float32."""
     for images in sets:
-        if (
-            images.ndim != 4
-            or images.shape[1] != 1
-            or images.shape[2:] != sets[0].shape[2:]
-            or not len(images)
-        ):
+        if images.ndim != 4 or images.shape[1] != 1 or images.shape[2:] != sets[0].shape[2:] or not len(images):
             shapes = " and ".join(str(tuple(images.shape)) for images in sets)
-            raise DataError(
-                f"images have shapes {shapes}; give non-empty (B, 1, H, W) of one height and width"
-            )
+            raise DataError(f"images have shapes {shapes}; give non-empty (B, 1, H, W) of one height and width")
         low = images.min().item()
         if low < -1e-6:
-            raise DataError(
-                f"images hold {low:.3g}, below 0; similarity works on [0, 1], so call to_unit first"
-            )
+            raise DataError(f"images hold {low:.3g}, below 0; similarity works on [0, 1], so call to_unit first")
         if not torch.isfinite(images).all():
-            raise DataError(
-                "images hold NaN or infinite values; train their model again with a lower learning rate"
-            )
+            raise DataError("images hold NaN or infinite values; train their model again with a lower learning rate")
     return [images[:, 0].to(torch.promote_types(images.dtype, torch.float32)) for images in sets]
 
 
 def _partners(x: Tensor, y: Tensor) -> list[Tensor]:
     if x.shape != y.shape:
-        raise DataError(
-            f"images have shapes {tuple(x.shape)} and {tuple(y.shape)}; partners need the same shape"
-        )
+        raise DataError(f"images have shapes {tuple(x.shape)} and {tuple(y.shape)}; partners need the same shape")
     return _planes(x, y)
 
 

@@ -312,9 +312,7 @@ def starts_at_base(masks: Sequence[np.ndarray]) -> bool:
         labelled = np.flatnonzero(mask.any(axis=(0, 1)))
         right = np.count_nonzero(mask == RIGHT_VENTRICLE, axis=(0, 1))
         if right.any():
-            towards_base += (labelled[0] + labelled[-1]) / 2 - np.average(
-                np.arange(len(right)), weights=right
-            )
+            towards_base += (labelled[0] + labelled[-1]) / 2 - np.average(np.arange(len(right)), weights=right)
     return towards_base >= 0
 
 
@@ -364,9 +362,7 @@ def resample(volume: np.ndarray, columns: Taps, lines: Taps) -> np.ndarray:
     Shapes: volume (X, Y, Z), columns from X, lines from Y → (Z, S, S) float32, rows along y, columns along x.
     """
     stack = volume.T.astype(np.float32, copy=False)
-    stack = sum(
-        stack[:, index] * weight[:, None] for index, weight in zip(*map(np.transpose, lines), strict=True)
-    )
+    stack = sum(stack[:, index] * weight[:, None] for index, weight in zip(*map(np.transpose, lines), strict=True))
     return sum(stack[..., index] * weight for index, weight in zip(*map(np.transpose, columns), strict=True))
 
 

@@ -1,6 +1,7 @@
 """The one training loop: the paper's protocol for any model that has `optimizers`, `train_step` and `sample`."""
 
 import json
+import logging
 import math
 import os
 import platform
@@ -24,6 +25,8 @@ from hcm_helpers.models.layers import Batch
 from hcm_helpers.slices import Slices
 
 NUM_VALIDATION_IMAGES = 256
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would name the precision at each call
 
 
 def fit(
@@ -197,9 +200,7 @@ def validate(model: nn.Module, validation: Slices, fabric: Fabric, batch_size: i
     return total / len(images)
 
 
-def generate(
-    model: nn.Module, n: int, labels: Tensor | None = None, seed: int = 0, batch_size: int = 100
-) -> Tensor:
+def generate(model: nn.Module, n: int, labels: Tensor | None = None, seed: int = 0, batch_size: int = 100) -> Tensor:
     """Draw n images (n, 1, H, W) in [−1, 1] from a model in batches, on its device and in its precision, to the CPU.
 
     Args:

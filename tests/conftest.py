@@ -9,9 +9,7 @@ import torch
 from hcm_helpers.phantom import write_phantom
 
 os.environ["HCM_HEADLESS"] = "1"
-torch.set_num_threads(
-    1
-)  # small tensors; the notebooks' kernels are processes of their own and take all cores
+torch.set_num_threads(1)  # small tensors; the notebooks' kernels are processes of their own and take all cores
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -61,6 +61,8 @@ def test_losses_against_equations_6_and_7_by_hand():
     log_class = torch.where(asked == 0, log(1 / 5), log(4 / 5)).mean().item()
     L_S = log(3 / 4) + log(3 / 4)
     L_C = log(4 / 5) + log_class
+    assert losses["L_S"].item() == pytest.approx(L_S, abs=1e-5)
+    assert losses["L_C"].item() == pytest.approx(L_C, abs=1e-5)
     assert losses["discriminator"].item() == pytest.approx(-(L_S + L_C), abs=1e-5)
     # G ascends L_C − L_S, with log P(S=real|X_fake) in place of −L_S
     assert losses["generator"].item() == pytest.approx(-(log(1 / 4) + log_class), abs=1e-5)

@@ -31,7 +31,7 @@ def letter(size=32):
 
 
 def turned_by(monkeypatch, value, x, **settings):
-    """`jitter` with every random number replaced: 0 is one end of each range, ½ its middle, 1 the other end."""
+    """`jitter` with every random number replaced by 0, one end of each range, or by 1, the other end."""
     monkeypatch.setattr(augment.torch, "rand", lambda *shape, device=None: torch.full(shape, float(value)))
     return jitter(x, **settings)
 
@@ -61,7 +61,7 @@ def test_color_shifts_the_mean_by_half_at_most_and_scales_the_contrast_by_half_t
 @pytest.mark.parametrize(("size", "reach"), [(32, 4), (64, 8)])
 def test_translate_moves_a_pixel_by_whole_pixels_up_to_an_eighth_each_way(size, reach):
     out = translate(dot(400, size, size // 2, size // 2))
-    image, channel, row, column = (out == 1).nonzero(as_tuple=True)
+    image, _, row, column = (out == 1).nonzero(as_tuple=True)
     assert torch.equal(image, torch.arange(400))  # one white pixel in each
     assert set(out.unique().tolist()) == {-1.0, 1.0}  # whole pixels: nothing between
     expected = set(range(-reach, reach + 1))
@@ -162,7 +162,7 @@ def test_jitter_scales_about_the_centre(monkeypatch):
 
 
 def test_jitter_stays_within_its_limits_and_draws_each_image_by_itself():
-    """The place to which a spot right of the centre moves gives the angle, its distance from the centre the scale."""
+    """A spot right of the centre moves: its direction then gives the angle, its distance the scale."""
     y, x = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - 31.5, indexing="ij")
     spot = 2 * torch.exp(-(y.square() + (x - 16).square()) / 8) - 1
     out = jitter(spot.expand(300, 1, 64, 64), degrees=10.0, shift=0.0, scale=0.08)[:, 0] + 1

@@ -126,9 +126,7 @@ class Watched:
 @pytest.mark.parametrize("settings", [{}, {"gradient_penalty": 1.0}, {"augment": False}])
 def test_each_player_moves_only_its_own_weights(settings):
     model = small(**settings)
-    optimizers = {
-        name: Watched(optimizer, model) for name, optimizer in model.optimizers(2e-4, (0.5, 0.999)).items()
-    }
+    optimizers = {name: Watched(optimizer, model) for name, optimizer in model.optimizers(2e-4, (0.5, 0.999)).items()}
     losses = model.train_step(batch(), optimizers, make_fabric())
     assert {name: optimizer.moved for name, optimizer in optimizers.items()} == {
         "generator": {"generator"},

@@ -28,9 +28,7 @@ def generator() -> torch.Generator:
 
 def alpha_bars(schedule: str = "linear", num_steps: int = 1000) -> torch.Tensor:
     """ᾱ₀ … ᾱ_T from the definition, ᾱ_t = Π (1 − β_s), in double precision."""
-    return torch.tensor(
-        [1.0, *np.cumprod(1 - noise_schedule(schedule, num_steps).numpy())], dtype=torch.float64
-    )
+    return torch.tensor([1.0, *np.cumprod(1 - noise_schedule(schedule, num_steps).numpy())], dtype=torch.float64)
 
 
 def gaussian_denoiser(alpha_bar: torch.Tensor, mean: float = MEAN, std: float = STD):
@@ -149,9 +147,7 @@ def test_ancestral_sampling_with_the_best_denoiser_returns_the_data(schedule, ge
 
 def test_ancestral_sampling_forgets_where_it_began(generator):
     alpha_bar = alpha_bars("linear")
-    x = torch.full(
-        (10_000,), 3.0, dtype=torch.float64
-    )  # x_T far from N(0, 1): ᾱ_T says how little is kept of it
+    x = torch.full((10_000,), 3.0, dtype=torch.float64)  # x_T far from N(0, 1): ᾱ_T says how little is kept of it
     x = ancestral(gaussian_denoiser(alpha_bar), x, alpha_bar, timesteps(1000, 250), generator)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.01)
 
@@ -295,9 +291,7 @@ def test_sinusoids_of_a_time():
 # --- the model
 
 
-@pytest.mark.parametrize(
-    ("prediction", "schedule"), [("epsilon", "linear"), ("epsilon", "cosine"), ("v", "linear")]
-)
+@pytest.mark.parametrize(("prediction", "schedule"), [("epsilon", "linear"), ("epsilon", "cosine"), ("v", "linear")])
 def test_the_first_loss_is_that_of_predicting_nothing(prediction, schedule, generator):
     model = Diffusion(32, width=8, prediction=prediction, schedule=schedule).eval()
     labels = torch.zeros(64, dtype=torch.long)
@@ -331,9 +325,7 @@ def test_the_same_seed_gives_the_same_samples_in_range():
     model = awake(Diffusion(32, width=8, sampling_steps=4))
     for sampler in ("ancestral", "ddim"):
         model.sampler = sampler
-        images, again, others = (
-            model.sample(3, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)
-        )
+        images, again, others = (model.sample(3, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
         assert images.shape == (3, 1, 32, 32)
         assert images.abs().max() <= 1
         assert torch.equal(images, again)

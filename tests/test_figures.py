@@ -214,9 +214,7 @@ def extents(figure, artists):
 
 def assert_texts_apart(figure):
     artists = [text for axes in figure.axes for text in axes.texts if text.get_text()]
-    for (a, text), (b, other) in itertools.combinations(
-        zip(extents(figure, artists), artists, strict=True), 2
-    ):
+    for (a, text), (b, other) in itertools.combinations(zip(extents(figure, artists), artists, strict=True), 2):
         assert not a.overlaps(b), (text.get_text(), other.get_text())
 
 
@@ -269,9 +267,7 @@ def test_show_source_is_the_source_of_a_method(monkeypatch):
 def test_slider_waits_until_it_is_let_go(monkeypatch):
     shown, calls = [], []
     monkeypatch.setattr(notebook, "display", shown.append)
-    notebook.slider(
-        lambda beta, kind: calls.append((beta, kind)), beta=(0.0, 4.0, 0.5), kind=["mean", "sample"]
-    )
+    notebook.slider(lambda beta, kind: calls.append((beta, kind)), beta=(0.0, 4.0, 0.5), kind=["mean", "sample"])
     beta, kind = shown[0].children[:2]
     assert beta.continuous_update is False
     beta.value = 3.5

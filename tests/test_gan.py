@@ -1,4 +1,4 @@
-"""The first GAN: losses with closed values, penalties of known functions, players that leave each other alone."""
+"""The first GAN: losses and penalties with closed values, players that leave each other alone."""
 
 import math
 
@@ -76,14 +76,16 @@ def test_smoothed_target_is_met_by_d_of_090_and_not_by_certainty():
 
 @pytest.mark.parametrize("w", [torch.ones(1024), torch.arange(1024) / 100, torch.zeros(1024)])
 def test_r1_penalty_of_a_linear_discriminator_is_half_its_squared_norm(w):
-    assert r1_penalty(Linear(w.float()), batch().images).item() == pytest.approx(0.5 * w.square().sum().item())
+    expected = 0.5 * w.square().sum().item()
+    assert r1_penalty(Linear(w.float()), batch().images).item() == pytest.approx(expected)
 
 
 def test_r1_penalty_is_a_mean_over_images_of_a_curved_discriminator():
     """D(x) = ½‖x‖² has the gradient x."""
     x = batch().images
     found = r1_penalty(lambda images: 0.5 * images.square().flatten(1).sum(1), x)
-    assert found.item() == pytest.approx(0.5 * sum(image.square().sum().item() for image in x) / len(x), rel=1e-5)
+    expected = 0.5 * sum(image.square().sum().item() for image in x) / len(x)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_r1_penalty_can_be_learned_from():
@@ -114,7 +116,7 @@ def test_each_step_moves_its_own_player_alone(player, settings):
 
 
 def test_the_loss_of_d_sends_no_gradient_to_g():
-    """With D's loss alone stepping, the weights of G have no gradient; D's step must see G(z) as a picture."""
+    """When D steps, the weights of G have no gradient: to D, G(z) is a picture like any other."""
     model = small()
     seen = {}
 
@@ -213,7 +215,7 @@ def test_shapes_and_range(image_size):
 
 
 def test_number_of_parameters_by_hand():
-    """Width 16, 10 random numbers, 32×32: dense layers, and a weight and a bias a unit for batch normalisation."""
+    """Width 16, 10 random numbers, 32×32: dense layers, and 2 numbers a unit for batch normalisation."""
     model = small()
     generator = (10 * 16 + 16 + 32) + (16 * 32 + 32 + 64) + (32 * 64 + 64 + 128) + (64 * 1024 + 1024)
     discriminator = (1024 * 32 + 32) + (32 * 16 + 16) + (16 + 1)

@@ -46,9 +46,7 @@ def check_series(folder):
     table = pd.read_csv(folder / "evaluation" / "table1.csv")
     assert set(MODELS) < set(table["model"])
     assert table["value"].notna().all()
-    drawn, vector = (
-        sorted(path.stem for path in (folder / "figures").glob(f"*.{kind}")) for kind in ("png", "svg")
-    )
+    drawn, vector = (sorted(path.stem for path in (folder / "figures").glob(f"*.{kind}")) for kind in ("png", "svg"))
     assert drawn == vector
     assert len(drawn) >= 8, "figures 1 to 8 of the paper"
     assert (folder / "report.html").read_text().count('src="data:image/') == len(drawn)

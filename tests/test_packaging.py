@@ -38,9 +38,7 @@ def environment() -> dict:
 
 def test_same_python_everywhere():
     python = floor(PROJECT["project"]["requires-python"])
-    make = re.search(
-        r"\((\d+), (\d+)\) <= sys.version_info < \((\d+), (\d+)\)", (ROOT / "Makefile").read_text()
-    )
+    make = re.search(r"\((\d+), (\d+)\) <= sys.version_info < \((\d+), (\d+)\)", (ROOT / "Makefile").read_text())
     (conda,) = [entry for entry in environment()["dependencies"] if str(entry).startswith("python")]
     assert floor(conda.removeprefix("python")) == python
     assert PROJECT["tool"]["ruff"]["target-version"] == "py" + python.replace(".", "")
@@ -72,9 +70,7 @@ def test_pins_admit_the_lowest_python():
     lowest = floor(PROJECT["project"]["requires-python"]) + ".0"
     for name in PINS:
         python = metadata.metadata(name)["Requires-Python"]
-        assert lowest in SpecifierSet(python or ""), (
-            f"{name} needs Python {python}; pin an earlier version of it"
-        )
+        assert lowest in SpecifierSet(python or ""), f"{name} needs Python {python}; pin an earlier version of it"
 
 
 def test_ci_runs_make_test():

@@ -69,9 +69,7 @@ def test_a_run_leaves_notebooks_record_and_report(hcm, tmp_path, notebooks):
     )
     write_notebook(notebooks, "08_evaluation", COMMON, TABLE)
     write_notebook(notebooks, "10_figures", COMMON, DRAW)
-    result = hcm(
-        "run", "--only", "10,evaluation,1,02", "--run", "a", "--seed", "7", "--set", "vae.learning_rate=1e-4"
-    )
+    result = hcm("run", "--only", "10,evaluation,1,02", "--run", "a", "--seed", "7", "--set", "vae.learning_rate=1e-4")
     assert result.exit_code == 0, result.output
     assert "(5 patients, synthetic" in result.output
     assert "0.250 [0.200, 0.300]" in result.output
@@ -222,17 +220,25 @@ def test_settings_are_literals_and_never_code():
 
 def test_figures_come_once_and_in_their_order(tmp_path):
     (tmp_path / "figures").mkdir()
-    for name, size in [
-        ("figure_10_b.png", 9),
-        ("figure_2_a.png", 9),
-        ("figure_2_a.svg", 5),
-        ("samples_vae.png", 1),
-    ]:
+    sizes = {
+        "figure_10_b.png": 9,
+        "figure_2_a.png": 9,
+        "figure_2_a.svg": 5,
+        "table_1_c.svg": 1,
+        "samples_vae.png": 1,
+    }
+    for name, size in sizes.items():
         (tmp_path / "figures" / name).write_bytes(b"x" * size)
     (tmp_path / "figures" / ".figure_2_a.png.part").touch()
     files = report.figure_files(tmp_path)
-    assert [file.name for file in files] == ["figure_2_a.svg", "figure_10_b.png", "samples_vae.png"]
-    assert [report.caption(file) for file in files] == ["Figure 2: a", "Figure 10: b", "Samples VAE"]
+    assert [file.name for file in files] == [
+        "figure_2_a.svg",
+        "figure_10_b.png",
+        "samples_vae.png",
+        "table_1_c.svg",
+    ]
+    captions = [report.caption(file) for file in files]
+    assert captions == ["Figure 2: a", "Figure 10: b", "Samples VAE", "Table 1: c"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (75, "1:15"), (3599.7, "1:00:00")])

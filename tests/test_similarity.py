@@ -238,12 +238,8 @@ def test_table1_reference_rows_equal_plain_loops(table):
     to_numpy = lambda slices: (slices.images[:, 0].double().numpy() + 1) / 2  # noqa: E731
     train, test = to_numpy(train), to_numpy(test)
     errors = np.array([[np.mean((a - b) ** 2) for b in train] for a in test])
-    assert cell(table, "real test slices", "nearest train", "MSE").value == pytest.approx(
-        errors.min(1).mean()
-    )
-    assert cell(table, "real train slices", "nearest test", "MSE").value == pytest.approx(
-        errors.min(0).mean()
-    )
+    assert cell(table, "real test slices", "nearest train", "MSE").value == pytest.approx(errors.min(1).mean())
+    assert cell(table, "real train slices", "nearest test", "MSE").value == pytest.approx(errors.min(0).mean())
     mean_row = cell(table, "mean train image", "random", "MSE")
     by_slice = ((test - train.mean(0)) ** 2).mean((1, 2))
     assert mean_row.value == pytest.approx(by_slice.mean())

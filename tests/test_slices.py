@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,11 @@ def test_rows_are_y_and_columns_are_x():
     volume[20, 5] = 1
     taps = triangle_taps(32, 1.0, centre=15.5, image_size=32, pixel=1.0)
     assert np.argwhere(resample(volume, taps, taps)[0]).tolist() == [[5, 20]]
+    mask = volume.astype(np.uint8)
+    mask[21:24, 5] = 2
+    labels = resample_mask(mask, taps, taps)[0]
+    assert labels[5, 20:24].tolist() == [1, 2, 2, 2]
+    assert np.count_nonzero(labels) == 4
 
 
 @pytest.mark.parametrize("spacing", [0.8, 1.5, 1.9])
@@ -125,8 +131,6 @@ def test_position_runs_from_base_to_apex(tmp_path, flipped):
     folder = write_patient(tmp_path / "root", 1)
     if flipped:
         for path in folder.glob("*.nii.gz"):
-            import nibabel as nib
-
             save_nifti(path, np.asarray(nib.load(path).dataobj)[:, :, ::-1], (4, 4, 10))
     manifest = prepare(tmp_path / "root", tmp_path / "slices", 32).manifest
     systole = manifest[manifest["phase"] == "ES"]
@@ -192,9 +196,7 @@ def make_patients(**counts):
         group, _, split = key.partition("_")
         for _ in range(count):
             number = len(patients) + 1
-            patients.append(
-                Patient(f"patient{number:03d}", Path(), group, 1, 7, 30, 170.0, 70.0, split or "training")
-            )
+            patients.append(Patient(f"patient{number:03d}", Path(), group, 1, 7, 30, 170.0, 70.0, split or "training"))
     return patients
 
 

@@ -181,9 +181,7 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
 @pytest.mark.parametrize(("poison_at", "epoch"), [(1, 1), (6, 3)])
 def test_a_loss_that_is_not_finite_stops_with_the_epoch_named(tmp_path, poison_at, epoch):
     model = Scripted((2.0, 1.0, 1.0), poison_at=poison_at)
-    with pytest.raises(
-        DataError, match=rf"Scripted: the loss is not finite in epoch {epoch} .*learning_rate"
-    ):
+    with pytest.raises(DataError, match=rf"Scripted: the loss is not finite in epoch {epoch} .*learning_rate"):
         train(model, tmp_path)
     assert (tmp_path / "weights.safetensors").exists() == (epoch > 1)
 
@@ -227,9 +225,7 @@ def test_interrupted_and_resumed_is_as_if_it_had_never_stopped(tmp_path):
     assert (tmp_path / "parts/weights.safetensors").read_bytes() == (
         tmp_path / "whole/weights.safetensors"
     ).read_bytes()
-    last = [
-        torch.load(tmp_path / name / "checkpoint/last.pt", weights_only=True) for name in ("parts", "whole")
-    ]
+    last = [torch.load(tmp_path / name / "checkpoint/last.pt", weights_only=True) for name in ("parts", "whole")]
     for part in ("model", "ema"):
         for a, b in zip(last[0][part].values(), last[1][part].values(), strict=True):
             assert torch.equal(a, b)

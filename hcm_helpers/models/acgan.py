@@ -108,7 +108,7 @@ class ACGAN(nn.Module):
         loss_class = F.cross_entropy(C_fake, c_fake)
         loss_G = bce(S_fake, 1.0) + loss_class
         step(optimizers["generator"], loss_G, fabric)
-        return {"generator": loss_G, "discriminator": loss_D, "class_real": -L_C, "class_fake": loss_class}
+        return {"generator": loss_G, "discriminator": loss_D, "L_S": L_S, "L_C": L_C}
 
     @torch.no_grad()
     def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Denoising diffusion (Ho, Jain & Abbeel 2020, arXiv 2006.11239), sampled step by step or in a few strides."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +71,7 @@ class UNet(nn.Module):
         channels = [width] + [2 * width] * (num_levels - 1)
         embedding_dim = 4 * width
         self.width = width
-        self.time = nn.Sequential(
-            nn.Linear(width, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim)
-        )
+        self.time = nn.Sequential(nn.Linear(width, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim))
         self.classes = nn.Embedding(num_classes, embedding_dim) if num_classes else None
         self.stem = nn.Conv2d(4, width, 3, padding=1)
 
@@ -155,8 +154,9 @@ class Diffusion(nn.Module):
         width: channels of the U-Net at half size.
         num_steps: T, the length of the chain.
         schedule: "linear" or "cosine", see `noise_schedule`.
-        prediction: what the network names, the noise "epsilon" (Ho et al.) or the velocity "v" = √ᾱ_t ε − √(1 − ᾱ_t) x_0
-            (Salimans & Ho 2022, arXiv 2202.00512), which weighs the coarse anatomy more and learns it sooner.
+        prediction: what the network names, the noise "epsilon" (Ho et al.) or the velocity
+            "v" = √ᾱ_t ε − √(1 − ᾱ_t) x_0 (Salimans & Ho 2022, arXiv 2202.00512), which weighs the coarse anatomy
+            more and learns it sooner.
         dropout: share of features dropped in training.
         num_classes: groups it is conditioned on; 0 for none.
         sampler: "ancestral" (equation 12, Ho et al., algorithm 2) or "ddim" (Song et al. 2020, arXiv 2010.02502).
@@ -268,7 +268,7 @@ def ancestral(denoise, x: Tensor, alpha_bar: Tensor, path: list[int], generator:
 
     Source: Ho et al. 2020, algorithm 2, with the posterior of their equation 7 written for any s < t.
     """
-    for t, s in zip(path, path[1:], strict=False):
+    for t, s in pairwise(path):
         a_t, a_s = alpha_bar[t], alpha_bar[s]
         x_0 = denoise(x, t)
         beta = 1 - a_t / a_s  # the noise that the chain adds between s and t
@@ -283,7 +283,7 @@ def ddim(denoise, x: Tensor, alpha_bar: Tensor, path: list[int], generator: torc
 
     Source: Song, Meng & Ermon 2020, equation 12 with σ = 0.
     """
-    for t, s in zip(path, path[1:], strict=False):
+    for t, s in pairwise(path):
         a_t, a_s = alpha_bar[t], alpha_bar[s]
         x_0 = denoise(x, t)
         epsilon = (x - a_t.sqrt() * x_0) / (1 - a_t).sqrt()  # what x̂_0 leaves as noise

@@ -1,5 +1,7 @@
 """The first generative adversarial network, fully connected (Goodfellow et al. 2014, arXiv 1406.2661)."""
 
+from itertools import pairwise
+
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class Generator(nn.Module):
         super().__init__()
         sizes = [latent_dim, width, 2 * width, 4 * width]
         layers: list[nn.Module] = []
-        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Linear(sizes[-1], image_size**2), nn.Tanh())
         self.image_size = image_size
@@ -66,7 +68,7 @@ class GAN(nn.Module):
         image_size: height and width of the images: 32, 64, 128 or 256.
         latent_dim: length of the noise vector z.
         width: units of the narrowest hidden layers.
-        label_smoothing: D's target for real images is 1 − label_smoothing (Salimans et al. 2016, section 3.4).
+        label_smoothing: real images have the target 1 − label_smoothing (Salimans et al. 2016, section 3.4).
         gradient_penalty: weight γ of the R1 penalty on D, 0 for none.
     """
 
@@ -94,7 +96,10 @@ class GAN(nn.Module):
         }
 
     def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
-        """One move of each player in equation 5: D ascends log D(x) + log(1 − D(G(z))), G ascends log D(G(z))."""
+        """One move of each player in equation 5.
+
+        D ascends log D(x) + log(1 − D(G(z))), and G ascends log D(G(z)).
+        """
         x, G, D = batch.images, self.generator, self.discriminator
         z = torch.randn(len(x), self.latent_dim, device=x.device)
 
@@ -113,4 +118,3 @@ class GAN(nn.Module):
         device = next(self.parameters()).device
         z = torch.randn(n, self.latent_dim, generator=generator).to(device)
         return self.generator(z).float()
-

@@ -76,7 +76,7 @@ class InfoGAN(nn.Module):
         }
 
     def noise(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw z ~ N(0, I) (n, latent_dim), a category (n,) int64 and continuous codes in [−1, 1] (n, num_continuous)."""
+        """Draw z ~ N(0, I) (n, latent_dim), a category (n,) int64 and codes in [−1, 1] (n, num_continuous)."""
         z = torch.randn(n, self.latent_dim, generator=generator)
         category = torch.randint(0, self.num_categories, (n,), generator=generator)
         continuous = 2 * torch.rand(n, self.num_continuous, generator=generator) - 1
@@ -94,9 +94,10 @@ class InfoGAN(nn.Module):
         of the bound is loose; that of the category ends at H(c) = log num_categories.
         """
         logits, mean = q
-        log_Q = -F.cross_entropy(logits.float(), category) - 0.5 * (
-            (continuous - mean.float()).square() + math.log(2 * math.pi)
-        ).sum(1).mean()
+        log_Q = (
+            -F.cross_entropy(logits.float(), category)
+            - 0.5 * ((continuous - mean.float()).square() + math.log(2 * math.pi)).sum(1).mean()
+        )
         H = math.log(self.num_categories) + self.num_continuous * math.log(2)
         return log_Q + H
 

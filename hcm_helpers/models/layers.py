@@ -51,7 +51,7 @@ def step(optimizer: Optimizer, loss: Tensor, fabric: Fabric) -> None:
 
 
 def bce(logits: Tensor, target: float) -> Tensor:
-    """Binary cross-entropy of logits (any shape) against one target in [0, 1]: −t log σ(l) − (1−t) log(1−σ(l))."""
+    """Mean binary cross-entropy −t log σ(l) − (1−t) log(1−σ(l)) of logits l and one target t in [0, 1]."""
     return F.binary_cross_entropy_with_logits(logits.float(), torch.full_like(logits, target, dtype=torch.float))
 
 

@@ -1,6 +1,7 @@
 """Variational autoencoder (Kingma & Welling 2013, arXiv 1312.6114)."""
 
 import math
+from itertools import pairwise
 
 import torch
 from lightning_fabric import Fabric
@@ -26,9 +27,10 @@ class Encoder(nn.Module):
         super().__init__()
         channels = channel_plan(image_size, width)
         layers: list[nn.Module] = [nn.Conv2d(1, channels[0], 4, stride=2, padding=1), nn.SiLU()]
-        for inputs, outputs in zip(channels, channels[1:], strict=False):
+        for inputs, outputs in pairwise(channels):
             # size × size → size/2 × size/2
-            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.GroupNorm(8, outputs)]
+            layers += [nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 16, 2 * latent_dim))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,17 +47,13 @@ class Decoder(nn.Module):
     def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 32):
         super().__init__()
         channels = channel_plan(image_size, width)[::-1]
-        layers: list[nn.Module] = [nn.Linear(latent_dim, channels[0] * 16), nn.Unflatten(1, (channels[0], 4, 4))]
-        for inputs, outputs in zip(channels, channels[1:], strict=False):
-            # size × size → 2·size × 2·size
-            layers += [
-                nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1),
-                nn.GroupNorm(8, outputs),
-                nn.SiLU(),
-            ]
-        self.layers = nn.Sequential(
-            *layers, nn.ConvTranspose2d(channels[-1], 1, 4, stride=2, padding=1), nn.Tanh()
-        )
+        layers: list[nn.Module] = [nn.Linear(latent_dim, channels[0] * 16)]
+        layers += [nn.Unflatten(1, (channels[0], 4, 4))]
+        for inputs, outputs in pairwise(channels):
+            # size × size → 2·size × 2·size. No normalisation: between two hearts the features are faint, and
+            # it would blow them up to full contrast, so that samples were full of noise.
+            layers += [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], 1, 4, stride=2, padding=1), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         return self.layers(z)
@@ -93,18 +91,24 @@ class VAE(nn.Module):
         self.augment = jitter if augment else nn.Identity()
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
-        """One Adam: encoder and decoder pull the same rope."""
-        return {"vae": adam(self.parameters(), learning_rate, betas)}
+        """One Adam: encoder and decoder pull the same rope.
+
+        Adam moves a weight by about its learning rate a step. That is too little for log s, which has to come
+        from −1 to the logarithm of the decoder's error within a few hundred steps: it has a rate of its own.
+        """
+        networks = [*self.encoder.parameters(), *self.decoder.parameters()]
+        players = [{"params": networks}, {"params": [self.log_s], "lr": 2e-3}]
+        return {"vae": adam(players, learning_rate, betas)}
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x̂, μ and log σ² of a batch, with one z = μ + σ ε drawn for each image (the reparametrisation trick)."""
+        """x̂, μ and log σ² of a batch, with one z = μ + σ ε drawn for each (the reparametrisation trick)."""
         mu, log_variance = self.encoder(x)
         epsilon = torch.randn(mu.shape, generator=generator).to(mu)
         z = mu + (0.5 * log_variance).exp() * epsilon
         return self.decoder(z), mu, log_variance
 
     def losses(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The two terms of equation 3 in nats an image: −log p(x|z) and the KL divergence, means over the batch."""
+        """The two terms of equation 3, −log p(x|z) and KL, in nats an image: means over the batch."""
         x_hat, mu, log_variance = self(x, generator)
         s = self.log_s.exp()
         squared_error = (x - x_hat.float()).square().flatten(1).sum(1)
@@ -116,8 +120,7 @@ class VAE(nn.Module):
         """One step down L_VAE = E[−log p(x|z)] + KL (equation 3)."""
         terms = self.losses(self.augment(batch.images))
         loss = terms["reconstruction"] + terms["kl"]
-        num_pixels = batch.images[0].numel()
-        step(optimizers["vae"], loss / num_pixels, fabric)  # per pixel, so that one learning rate fits all sizes
+        step(optimizers["vae"], loss / batch.images[0].numel(), fabric)  # per pixel: alike at all sizes
         return {"loss": loss, **terms}
 
     def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
