@@ -123,12 +123,12 @@ TEMPLATE = """\
   :root { --ink: #e6eaf0; --soft: #a2adbd; --line: #343c49; --paper: #161a21; --mark: #56b4e9; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 76rem; background: var(--paper);
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 84rem; background: var(--paper);
        color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 h1 { margin: 0 0 .4rem; font-size: 1.8rem; line-height: 1.2; }
 h2 { margin: 2.8rem 0 .8rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line);
      font-size: 1.25rem; }
-p, dl { margin: .4rem 0; }
+p, dl { margin: .4rem 0; max-width: 60rem; }
 .soft, figcaption, th { color: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; }
 dt { color: var(--soft); }
@@ -138,14 +138,15 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); text-align: left;
          vertical-align: top; }
 th { font-weight: 600; white-space: nowrap; }
-.table1 { font-size: .82rem; }
+.table1 { font-size: .78rem; }
+.table1 td, .table1 th { padding-right: .6rem; }
 .table1 small, td code { white-space: nowrap; }
 .table1 tbody th { position: sticky; left: 0; background: var(--paper); }
 td.time { text-align: right; white-space: nowrap; }
 td.bar { width: 50%; min-width: 8rem; }
 td.bar span { display: block; height: .8rem; margin-top: .35rem; min-width: 2px; border-radius: 2px;
               background: var(--mark); }
-figure { margin: 1.6rem 0; break-inside: avoid; }
+figure { margin: 1.6rem 0; max-width: 60rem; break-inside: avoid; }
 figure img { display: block; max-width: 100%; height: auto; padding: .5rem; border-radius: 4px;
              background: #fff; }
 figcaption { margin-top: .4rem; font-size: .92rem; }

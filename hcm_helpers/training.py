@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -236,7 +236,7 @@ def write_whole(path: Path, write) -> None:
 def save_weights(model: nn.Module, folder: Path) -> None:
     """The model's state to folder/weights.safetensors."""
     state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    write_whole(Path(folder) / "weights.safetensors", lambda path: save_file(state, path))
+    write_whole(Path(folder) / "weights.safetensors", lambda path: path.write_bytes(save(state)))
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> nn.Module:

@@ -45,7 +45,7 @@ class Judge(nn.Module):
 
 
 def with_stubs(greys, source, classes):
-    model = small(num_classes=2, label_smoothing=0.0, augment=False)
+    model = small(num_classes=2, label_smoothing=0.0, augment=False, class_weight=0.5)
     model.generator, model.discriminator = Painter(greys), Judge(source, classes)
     return model
 
@@ -63,9 +63,9 @@ def test_losses_against_equations_6_and_7_by_hand():
     L_C = log(4 / 5) + log_class
     assert losses["L_S"].item() == pytest.approx(L_S, abs=1e-5)
     assert losses["L_C"].item() == pytest.approx(L_C, abs=1e-5)
-    assert losses["discriminator"].item() == pytest.approx(-(L_S + L_C), abs=1e-5)
-    # G ascends L_C − L_S, with log P(S=real|X_fake) in place of −L_S
-    assert losses["generator"].item() == pytest.approx(-(log(1 / 4) + log_class), abs=1e-5)
+    assert losses["discriminator"].item() == pytest.approx(-(L_S + 0.5 * L_C), abs=1e-5)
+    # G ascends λ L_C − L_S, with log P(S=real|X_fake) in place of −L_S
+    assert losses["generator"].item() == pytest.approx(-(log(1 / 4) + 0.5 * log_class), abs=1e-5)
 
 
 def test_generator_moves_towards_the_class_it_was_asked_for():
@@ -124,7 +124,7 @@ def test_images_follow_their_label_after_a_short_training():
         left = (torch.arange(32) < 16).float()
         return Batch((x + 1.2 * torch.where(c[:, None, None, None] == 0, left, 1 - left)).clamp(-1, 1), c)
 
-    model = small(num_classes=2, augment=False)
+    model = small(num_classes=2, augment=False, class_weight=1.0)
     optimizers, fabric = model.optimizers(1e-3, (0.5, 0.999)), make_fabric()
     generator = torch.Generator().manual_seed(0)
     for _ in range(80):

@@ -10,6 +10,7 @@ from hcm_helpers import run, training
 
 MODELS = [model for model in run.STEPS.values() if model]
 TINY = {model: {"epochs": 1, "batch_size": 8, "num_samples": 20} for model in MODELS}
+TINY["diffusion"] |= {"sampling_steps": 5, "compare_steps": [2, 5]}
 TINY |= {"evaluation": {"num_bootstrap": 20}}
 
 

@@ -57,6 +57,8 @@ class ACGAN(nn.Module):
         image_size: height and width of the images: 32, 64, 128 or 256.
         latent_dim: length of the noise vector z.
         width: channels next to the image in both networks.
+        class_weight: λ, the weight of L_C beside L_S; 1 in Odena et al. With a few dozen patients a group, D knows
+            their groups by heart, and at λ = 1 G then collapses onto the few images that D is surest of.
         label_smoothing: D's target for the source of real images is 1 − label_smoothing.
         augment: show D real and generated images through `diff_augment`.
         num_classes: how many groups there are.
@@ -67,6 +69,7 @@ class ACGAN(nn.Module):
         image_size: int = 64,
         latent_dim: int = 100,
         width: int = 32,
+        class_weight: float = 0.2,
         label_smoothing: float = 0.1,
         augment: bool = True,
         num_classes: int = len(GROUPS),
@@ -75,7 +78,7 @@ class ACGAN(nn.Module):
         check_image_size(image_size)
         self.generator = ConditionalGenerator(image_size, latent_dim, width, num_classes)
         self.discriminator = Discriminator(image_size, width, num_classes)
-        self.latent_dim, self.num_classes = latent_dim, num_classes
+        self.latent_dim, self.num_classes, self.class_weight = latent_dim, num_classes, class_weight
         self.real_label = 1.0 - label_smoothing
         self.augment = diff_augment if augment else nn.Identity()
 
@@ -87,12 +90,13 @@ class ACGAN(nn.Module):
         }
 
     def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
-        """D ascends L_S + L_C (equations 6 and 7), G ascends L_C − L_S.
+        """D ascends L_S + λ L_C (equations 6 and 7), G ascends λ L_C − L_S.
 
         The paper's text has G ascend L_S − L_C, which would teach it to draw the wrong group; Odena et al. have
         it as it stands here. −L_S is taken in its non-saturating form, log P(S = real | X_fake).
         """
         x, c, G, D, T = batch.images, batch.labels, self.generator, self.discriminator, self.augment
+        lambda_ = self.class_weight
         z = torch.randn(len(x), self.latent_dim, device=x.device)
         c_fake = torch.randint(0, self.num_classes, (len(x),), device=x.device)
         x_fake = G(z, c_fake)
@@ -101,12 +105,11 @@ class ACGAN(nn.Module):
         S_fake, C_fake = D(T(x_fake.detach()))
         L_S = -bce(S_real, self.real_label) - bce(S_fake, 0.0)
         L_C = -F.cross_entropy(C_real, c) - F.cross_entropy(C_fake, c_fake)
-        loss_D = -(L_S + L_C)
+        loss_D = -(L_S + lambda_ * L_C)
         step(optimizers["discriminator"], loss_D, fabric)
 
         S_fake, C_fake = D(T(x_fake))
-        loss_class = F.cross_entropy(C_fake, c_fake)
-        loss_G = bce(S_fake, 1.0) + loss_class
+        loss_G = bce(S_fake, 1.0) + lambda_ * F.cross_entropy(C_fake, c_fake)
         step(optimizers["generator"], loss_G, fabric)
         return {"generator": loss_G, "discriminator": loss_D, "L_S": L_S, "L_C": L_C}
 
