@@ -4,7 +4,6 @@ Images are the package's own, in [−1, 1], always drawn with black at −1 and 
 can be compared by eye. Colours are those of Okabe and Ito, which colour-blind people tell apart.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
 
 from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.files import write_whole
 from hcm_helpers.similarity import METRICS, PAIRINGS, PAPER, REFERENCE_ROWS, TITLES
 from hcm_helpers.slices import Slices
 
@@ -60,10 +60,9 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        path, part = folder / f"{name}.{suffix}", folder / f".{name}.{suffix}.part"
-        figure.savefig(part, format=suffix, metadata=metadata)
-        os.replace(part, path)
-        paths.append(path)
+        settings = {"format": suffix, "metadata": metadata}
+        paths.append(folder / f"{name}.{suffix}")
+        write_whole(paths[-1], lambda path, settings=settings: figure.savefig(path, **settings))
     return paths
 
 

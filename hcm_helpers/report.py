@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jinja2
+
+from hcm_helpers.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,7 @@ def write_report(folder: Path) -> Path:
         figures=[(caption(path), data_address(path)) for path in figure_files(folder)],
         clock=clock,
     )
-    write_whole(folder / "report.html", html)
+    write_whole(folder / "report.html", lambda path: path.write_text(html, encoding="utf-8"))
     return folder / "report.html"
 
 
@@ -100,13 +101,6 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that a file that is there is whole."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 TEMPLATE = """\

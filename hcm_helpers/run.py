@@ -26,7 +26,8 @@ import click
 
 from hcm_helpers import acdc
 from hcm_helpers.acdc import DataError
-from hcm_helpers.report import clock, table_as_text, write_report, write_whole
+from hcm_helpers.files import write_whole
+from hcm_helpers.report import clock, table_as_text, write_report
 
 Parameters = dict[str, Any]
 
@@ -423,7 +424,8 @@ def earlier_record(home: Path, name: str) -> dict[str, Any]:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write run.json: profile, seed, data, versions, machine; each notebook's parameters, state, seconds."""
-    write_whole(folder / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_whole(folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def versions() -> dict[str, str]:

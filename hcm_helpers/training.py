@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from hcm_helpers.acdc import DataError
 from hcm_helpers.fidelity import sliced_wasserstein
+from hcm_helpers.files import write_whole
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.slices import Slices
 
@@ -223,14 +224,7 @@ def generate(model: nn.Module, n: int, labels: Tensor | None = None, seed: int =
     return torch.cat(images)
 
 
-# What a training leaves behind: each file is written beside its place and moved there whole.
-
-
-def write_whole(path: Path, write) -> None:
-    """Write a file under a temporary name and rename it, so that a file that is there is whole."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)
+# What a training leaves behind.
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
