@@ -60,7 +60,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "dcgan": GAN_64,
         "acgan": GAN_64 | {"epochs": 50, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
-        "diffusion": {"epochs": 200, "learning_rate": 5e-4, "ema_decay": 0.998, "sampling_steps": 30},
+        "diffusion": {"epochs": 130, "learning_rate": 5e-4, "ema_decay": 0.998, "sampling_steps": 30},
     },
     "paper": {  # the paper's protocol at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
