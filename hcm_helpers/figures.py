@@ -360,7 +360,8 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **sett
 def _curve(axes: Axes, history: pd.DataFrame, column: str, **look) -> None:
     drawn = history[["epoch", column]].dropna()
     marker = "o" if len(drawn) <= 30 else None  # a single epoch is a point and would show no line
-    line = axes.plot(drawn["epoch"], drawn[column], marker=marker, ms=3, label=column.replace("_", " "), **look)[0]
+    label = f"${column}$" if column.startswith("L_") else column.replace("_", " ")  # a symbol, or words
+    line = axes.plot(drawn["epoch"], drawn[column], marker=marker, ms=3, label=label, **look)[0]
     if column == "validation" and len(drawn):
         best = drawn.loc[drawn[column].idxmin()]
         ring = {"markerfacecolor": "none", "markersize": 9, "color": line.get_color()}

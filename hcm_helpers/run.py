@@ -85,7 +85,6 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     },
 }
 
-IMAGE_SIZES = (32, 64, 128, 256)
 CELL_TIMEOUT = 24 * 3600  # seconds a cell may take: against a kernel that hangs, far above any training
 PACKAGES = ("hcm-helpers", "torch", "lightning-fabric", "numpy", "scikit-image", "nibabel", "papermill")
 
@@ -227,12 +226,10 @@ def plan(
                 raise _unknown("parameter", f"{step}.{name}", known)
             values[name] = checked(f"{step}.{name}", value, defaults[name])
         parameters[notebook] = values
-    size = parameters.get("01_data_preparation", {}).get("image_size", IMAGE_SIZES[0])
-    if size not in IMAGE_SIZES:
-        raise DataError(
-            f"image size {size} cannot be used: the networks halve and double it step by step, "
-            f"so take a power of two from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}"
-        )
+    if "01_data_preparation" in parameters:
+        from hcm_helpers.slices import check_image_size  # here, as torch comes with it, and --help need not wait
+
+        check_image_size(parameters["01_data_preparation"]["image_size"])
     return parameters
 
 

@@ -66,6 +66,16 @@ class Slices:
         return float(self.manifest["pixel_mm"].iloc[0])
 
 
+def check_image_size(image_size: int) -> int:
+    """Return image_size as an int, or raise DataError if the networks cannot halve it down to 4×4."""
+    if image_size not in IMAGE_SIZES:
+        raise DataError(
+            f"image_size={image_size}: the networks halve the image down to 4×4 pixels, "
+            f"so it must be one of {', '.join(map(str, IMAGE_SIZES))}"
+        )
+    return int(image_size)
+
+
 def prepare(
     patients_or_root: Sequence[Patient] | str | Path,
     folder: str | Path,
@@ -91,11 +101,7 @@ def prepare(
     Raises:
         DataError: a wrong parameter or a patient that cannot be read; nothing has been written then.
     """
-    if image_size not in IMAGE_SIZES:
-        raise DataError(
-            f"image_size = {image_size}: the networks halve the picture down to 4×4, so it must be a "
-            f"power of two; take {', '.join(map(str, IMAGE_SIZES[:-1]))} or {IMAGE_SIZES[-1]}"
-        )
+    image_size = check_image_size(image_size)
     if not 0 < field_of_view < math.inf:
         raise DataError(f"field_of_view = {field_of_view}: must be a positive number of millimetres, say 160")
     folder = Path(folder)
@@ -105,7 +111,7 @@ def prepare(
     if not patients:
         raise DataError("patients_or_root: no patients given; take them from find_patients(folder)")
 
-    image_size, patients = int(image_size), sorted(patients, key=lambda patient: patient.name)
+    patients = sorted(patients, key=lambda patient: patient.name)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         parts = list(
             pool.map(lambda patient: slice_patient(patient, image_size, field_of_view), patients)

@@ -69,10 +69,12 @@ def fit(
         One row an epoch: epoch, seconds since the start, one column a loss, validation (NaN where not measured).
 
     Raises:
-        DataError: a batch larger than the training set, or a loss that is not finite.
+        DataError: a batch of one image or larger than the training set, or a loss that is not finite.
 
     Source: section 2.3.2 of Rayavarapu & Rao 2025.
     """
+    if batch_size < 2:
+        raise DataError(f"batch_size={batch_size}: batch normalisation compares images, so choose 2 or more")
     if batch_size > len(train):
         raise DataError(
             f"batch_size={batch_size} is larger than the training set of {len(train)} slices; "
@@ -186,14 +188,16 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 def validate(model: nn.Module, validation: Slices, fabric: Fabric, batch_size: int) -> float:
     """How well a model does on held-out slices, with the same noise each time; lower is better."""
     generator = torch.Generator().manual_seed(0)
-    repeats = math.ceil(NUM_VALIDATION_IMAGES / len(validation))
-    labels = validation.labels.repeat(repeats)[:NUM_VALIDATION_IMAGES]
+    # Few slices are repeated, each time with other noise; of many, every k-th is taken, so that all patients count.
+    rows = torch.arange(NUM_VALIDATION_IMAGES) * max(1, len(validation) / NUM_VALIDATION_IMAGES)
+    rows = rows.long() % len(validation)
+    labels = validation.labels[rows]
     if not hasattr(model, "validation_loss"):
         with fabric.autocast():
             samples = model.sample(NUM_VALIDATION_IMAGES, labels, generator).cpu()
         return sliced_wasserstein(samples, validation.images)  # outside of autocast: in float32
     with fabric.autocast():
-        images = validation.images.repeat(repeats, 1, 1, 1)[:NUM_VALIDATION_IMAGES]
+        images = validation.images[rows]
         total = 0.0
         for x, c in zip(images.split(batch_size), labels.split(batch_size), strict=True):
             batch = Batch(fabric.to_device(x), fabric.to_device(c))

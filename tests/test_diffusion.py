@@ -110,6 +110,12 @@ def test_unknown_names_are_refused():
         Diffusion(32, width=8, prediction="x_0")
 
 
+@pytest.mark.parametrize("width", [0, 20])
+def test_a_width_that_the_groups_do_not_divide_is_refused(width):
+    with pytest.raises(DataError, match=rf"width={width}: .*multiple of 8"):
+        Diffusion(32, width=width)
+
+
 # --- the chain backwards
 
 

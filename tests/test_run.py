@@ -153,8 +153,8 @@ def test_a_dead_kernel_is_told(hcm, notebooks):
         (["--set", "vae.learning_rate=open('x')"], "vae.learning_rate is of type float"),
         (["--set", "epochs=3"], "--set epochs=3 is not of the form step.parameter=value"),
         (["--set", "vae.run_dir=x"], "run_dir is set by --run"),
-        (["--image-size", "50"], "image size 50 cannot be used"),
-        (["--set", "data_preparation.image_size=16"], "image size 16 cannot be used"),
+        (["--image-size", "50"], "image_size=50: the networks halve"),
+        (["--set", "data_preparation.image_size=16"], "image_size=16: the networks halve"),
         (
             ["--only", "04", "--image-size", "64"],
             "data_preparation gets parameters, but is not among the steps",

@@ -364,3 +364,24 @@ def test_it_is_symmetric_and_does_not_count_repetitions():
     assert there == pytest.approx(sliced_wasserstein(y, x), rel=1e-6)
     assert there == pytest.approx(sliced_wasserstein(x.repeat(40, 1, 1, 1), y), rel=0.1)
     assert sliced_wasserstein(x, y - 0.5) > there
+
+
+def test_a_batch_of_one_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"batch_size=1: .*choose 2 or more"):
+        train(Scripted(), tmp_path / "new", batch_size=1)
+
+
+def test_validation_takes_slices_of_all_patients(monkeypatch):
+    seen = []
+
+    class Watching(Counter):
+        def validation_loss(self, batch, generator=None):
+            seen.extend(batch.images[:, 0, 0, 0].tolist())
+            return torch.zeros(())
+
+    held_out = slices(1000)
+    held_out.images = torch.arange(1000.0)[:, None, None, None].expand(1000, 1, 4, 4)
+    validate(Watching(), held_out, Fabric(accelerator="cpu", devices=1), 64)
+    assert len(set(seen)) == len(seen) == 256
+    assert min(seen) == 0
+    assert max(seen) > 990

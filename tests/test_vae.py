@@ -180,6 +180,11 @@ def test_number_of_parameters_by_hand():
     assert count_parameters(small()) == encoder + decoder + 1  # and s
 
 
+def test_a_width_that_the_groups_do_not_divide_is_refused():
+    with pytest.raises(DataError, match=r"width=12: .*multiple of 8"):
+        vae.VAE(32, width=12)
+
+
 def test_other_sizes_are_refused_with_the_reason():
     with pytest.raises(DataError, match=r"image_size=50: .*halve.*one of 32, 64, 128, 256"):
         vae.VAE(50)

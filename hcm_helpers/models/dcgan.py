@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.augment import diff_augment
-from hcm_helpers.models.layers import Batch, adam, bce, check_image_size, r1_penalty, step
+from hcm_helpers.models.layers import Batch, adam, bce, r1_penalty, step
+from hcm_helpers.slices import check_image_size
 
 
 class Generator(nn.Module):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.acdc import GROUPS, DataError
-from hcm_helpers.models.layers import Batch, adam, check_image_size, step
+from hcm_helpers.models.layers import Batch, adam, check_width, step
+from hcm_helpers.slices import check_image_size
 
 
 class ResidualBlock(nn.Module):
@@ -180,6 +181,7 @@ class Diffusion(nn.Module):
     ):
         super().__init__()
         check_image_size(image_size)
+        check_width(width)
         if sampler not in SAMPLERS:
             raise DataError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
         if prediction not in ("epsilon", "v"):

@@ -7,7 +7,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hcm_helpers.models.layers import Batch, adam, bce, check_image_size, r1_penalty, step
+from hcm_helpers.models.layers import Batch, adam, bce, r1_penalty, step
+from hcm_helpers.slices import check_image_size
 
 
 class Generator(nn.Module):

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 
 from hcm_helpers.augment import diff_augment
 from hcm_helpers.models.dcgan import Generator, Trunk
-from hcm_helpers.models.layers import Batch, adam, bce, check_image_size, step
+from hcm_helpers.models.layers import Batch, adam, bce, step
+from hcm_helpers.slices import check_image_size
 
 
 class Discriminator(nn.Module):

@@ -10,8 +10,6 @@ from torch.optim import Adam, Optimizer
 
 from hcm_helpers.acdc import DataError
 
-IMAGE_SIZES = (32, 64, 128, 256)
-
 
 class Batch(NamedTuple):
     """Images (B, 1, H, W) in [−1, 1] and their groups, int64 (B,), indices into `GROUPS`."""
@@ -20,14 +18,11 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
-def check_image_size(image_size: int) -> int:
-    """Return image_size, or raise DataError if the networks cannot halve it down to 4×4."""
-    if image_size not in IMAGE_SIZES:
-        raise DataError(
-            f"image_size={image_size}: the networks halve the image down to 4×4 pixels, "
-            f"so it must be one of {', '.join(map(str, IMAGE_SIZES))}"
-        )
-    return image_size
+def check_width(width: int) -> int:
+    """Return width, or raise DataError if group normalisation cannot divide it into its eight groups."""
+    if width < 8 or width % 8:
+        raise DataError(f"width={width}: the layers are normalised in 8 groups of channels, so choose a multiple of 8")
+    return width
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.augment import jitter
-from hcm_helpers.models.layers import Batch, adam, check_image_size, step
+from hcm_helpers.models.layers import Batch, adam, check_width, step
+from hcm_helpers.slices import check_image_size
 
 
 class Encoder(nn.Module):
@@ -82,6 +83,7 @@ class VAE(nn.Module):
     def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 32, augment: bool = True):
         super().__init__()
         check_image_size(image_size)
+        check_width(width)
         self.encoder = Encoder(image_size, latent_dim, width)
         self.decoder = Decoder(image_size, latent_dim, width)
         # p(x|z) = N(x; x̂, s²) with one s for all pixels, learned: it sets the weight of the two terms of
