@@ -8,6 +8,7 @@ doi 10.1109/TMI.2018.2837502. One folder a patient: `Info.cfg`, and for end-dias
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from nibabel.wrapstruct import WrapStructError
 
 GROUPS = ("NOR", "MINF", "DCM", "HCM", "RV")
 PHASES = ("ED", "ES")  # end-diastole: the ventricle is full; end-systole: it has contracted
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, WrapStructError, HeaderDataError)  # what a bad file raises
 BACKGROUND, RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE = range(4)  # the values in a mask
 
 
@@ -49,6 +51,11 @@ class Patient:
 
     def mask_path(self, phase: str) -> Path:
         return self.folder / f"{self.name}_frame{self.frame(phase):02d}_gt.nii.gz"
+
+    @property
+    def cine_path(self) -> Path:
+        """The film of the whole heartbeat, frame FF of which is volume FF − 1; it may be missing."""
+        return self.folder / f"{self.name}_4d.nii.gz"
 
 
 @dataclass(frozen=True)
@@ -187,6 +194,34 @@ def read_volume(patient: Patient, phase: str) -> Volume:
     return Volume(image, mask, spacing)
 
 
+def read_cine(patient: Patient) -> Iterator[np.ndarray]:
+    """The frames of a patient's cine one after the other, (X, Y, Z) float32 each; no more than one is in memory.
+
+    Raises:
+        DataError: a file that is missing, cut short or not four-dimensional.
+    """
+    path = patient.cine_path
+    try:
+        with gzip.open(path) as file:
+            header = nib.Nifti1Header.from_fileobj(file)
+            shape, dtype = header.get_data_shape(), header.get_data_dtype()
+            if len(shape) != 4 or min(shape) < 1:
+                raise DataError(f"{path}: has shape {shape}, not (X, Y, Z, frames); download this patient again")
+            slope, intercept = header.get_slope_inter()
+            file.seek(header.get_data_offset())
+            size = math.prod(shape[:3]) * dtype.itemsize
+            for frame in range(1, shape[3] + 1):
+                content = file.read(size)
+                if len(content) < size:
+                    raise DataError(f"{path}: ends in frame {frame} of {shape[3]}; download this patient again")
+                image = np.frombuffer(content, dtype).reshape(shape[:3], order="F").astype(np.float32)
+                yield image if slope is None else image * np.float32(slope) + np.float32(intercept)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; download this patient again") from None
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+
+
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Voxels (X, Y, Z) in the file's type, and the spacing in mm; DataError where they cannot be had."""
     try:
@@ -194,12 +229,19 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
         voxels = np.asarray(nifti.dataobj)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; download this patient again") from None
-    except (OSError, EOFError, ValueError, zlib.error, WrapStructError, HeaderDataError) as error:
-        reason = " ".join(str(error).split())  # nibabel's messages run over several lines
-        raise DataError(f"{path}: cannot be read ({reason}); download this patient again") from error
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
     spacing = tuple(float(zoom) for zoom in nifti.header.get_zooms()[:3])
     if voxels.ndim != 3 or voxels.size == 0:
         raise DataError(f"{path}: has shape {voxels.shape}, not (X, Y, Z); download this patient again")
     if not all(math.isfinite(zoom) and zoom > 0 for zoom in spacing):
         raise DataError(f"{path}: has voxels of {spacing} mm; download this patient again")
     return voxels, spacing
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    """The one sentence; a DataError stays what it is."""
+    if isinstance(error, DataError):
+        return error
+    reason = " ".join(str(error).split())  # nibabel's messages run over several lines
+    return DataError(f"{path}: cannot be read ({reason}); download this patient again")

@@ -1,7 +1,8 @@
 """From patients to slices: resample, crop around the heart, normalise, drop doubles, split; load them back.
 
 A slice is an image (1, S, S) float32 in [−1, 1] and a mask (S, S) uint8 with ACDC's values, rows along y and
-columns along x, so that `imshow` shows the usual view. What `prepare` writes stands whole or not at all.
+columns along x, so that `imshow` shows the usual view. What `prepare` writes stands whole or not at all, and no
+more than a few patients are in memory at once, however many there are.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.ndimage import affine_transform, gaussian_filter
 from torch import Tensor
 
 from hcm_helpers.acdc import (
@@ -31,12 +33,16 @@ from hcm_helpers.acdc import (
     Patient,
     Volume,
     find_patients,
+    read_cine,
     read_volume,
 )
+from hcm_helpers.files import write_whole
 
 IMAGE_SIZES = (32, 64, 128, 256)
 SPLITS = ("train", "validation", "test")
 FILES = ("images.npy", "manifest.csv", "masks.npy", "slices.json")
+FRAMES = ("ed_es", "all")
+MAPPED_FROM = 2**29  # bytes of images from which on they stay on disk and are read as they are used
 
 
 @dataclass
@@ -44,8 +50,9 @@ class Slices:
     """Slices of many patients, one row each.
 
     Shapes: images (N, 1, S, S) float32 in [−1, 1]; labels (N,) int64, an index into GROUPS; masks (N, S, S)
-    uint8; manifest N rows: patient, group, phase, slice (index in the volume), position (0 base, 1 apex),
-    pixel_mm, thickness_mm, split. The fingerprint is the sha256 of the whole prepared set.
+    uint8; manifest N rows: patient, group, phase (ED, ES, or - for the frames between), frame (from 1), slice
+    (index in the volume), position (0 base, 1 apex), labelled (whether the mask was drawn), pixel_mm,
+    thickness_mm, split. The fingerprint is the sha256 of the whole prepared set.
     """
 
     images: Tensor
@@ -76,35 +83,62 @@ def check_image_size(image_size: int) -> int:
     return int(image_size)
 
 
+@dataclass(frozen=True)
+class Settings:
+    """What decides how a patient becomes slices; arguments as in `prepare`."""
+
+    image_size: int = 64
+    field_of_view: float = 160.0
+    frames: str = "ed_es"
+    canonical_pose: bool = False
+
+    def __post_init__(self):
+        check_image_size(self.image_size)
+        if not 0 < self.field_of_view < math.inf:
+            raise DataError(f"field_of_view = {self.field_of_view}: must be a positive number of millimetres, say 160")
+        if self.frames not in FRAMES:
+            raise DataError(f"frames = '{self.frames}': choose 'ed_es' or 'all'")
+
+    @property
+    def pixel(self) -> float:
+        """mm from one pixel to the next."""
+        return self.field_of_view / self.image_size
+
+
 def prepare(
     patients_or_root: Sequence[Patient] | str | Path,
     folder: str | Path,
     image_size: int = 64,
     field_of_view: float = 160.0,
     seed: int = 0,
+    *,
+    frames: str = "ed_es",
+    canonical_pose: bool = False,
     workers: int | None = None,
 ) -> Slices:
     """Make slices of all patients and write them to a folder, all files at once.
 
     Slices without left ventricle (cavity or wall) are left out, and of pixel-identical patients one is kept,
     that of the official test set first; `slices.json` tells both. An earlier set in the folder is replaced.
+    The patients' slices are kept beside the folder until all are there: stopped half way, it goes on from them.
 
     Args:
-        patients_or_root: what `find_patients` gave, or the folder to give it.
-        folder: gets images.npy (N, 1, S, S) float32, masks.npy (N, S, S) uint8, manifest.csv, slices.json.
+        patients_or_root: what `find_patients` gave, or the folder or table to give it.
+        folder: gets images.npy (N, 1, S, S) float32, masks.npy (N, S, S) uint8, manifest.csv, slices.json, in the
+            order of split, group and patient, so that a split lies in one piece.
         image_size: S, one of 32, 64, 128, 256.
         field_of_view: width and height of a slice in mm.
         seed: of the split into train, validation and test.
+        frames: "ed_es" for the two phases with masks, "all" for every frame of the cine, where there is one.
+        canonical_pose: turn each heart so that its right ventricle lies to the left of the picture.
         workers: threads; None takes one a core. Threads are enough: unzipping and arithmetic run outside
             Python's lock.
 
     Raises:
-        DataError: a wrong parameter or a patient that cannot be read; nothing has been written then.
+        DataError: a wrong parameter or a patient that cannot be read; the folder is as it was then.
     """
-    image_size = check_image_size(image_size)
-    if not 0 < field_of_view < math.inf:
-        raise DataError(f"field_of_view = {field_of_view}: must be a positive number of millimetres, say 160")
-    folder = Path(folder)
+    settings = Settings(image_size, field_of_view, frames, canonical_pose)
+    folder = Path(folder).absolute()
     _check_replaceable(folder)
     given_root = isinstance(patients_or_root, str | Path)
     patients = find_patients(patients_or_root) if given_root else list(patients_or_root)
@@ -112,47 +146,54 @@ def prepare(
         raise DataError("patients_or_root: no patients given; take them from find_patients(folder)")
 
     patients = sorted(patients, key=lambda patient: patient.name)
+    finished = folder.with_name(f".{folder.name}.parts")
+    finished.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        parts = list(
-            pool.map(lambda patient: slice_patient(patient, image_size, field_of_view), patients)
-        )  # the first DataError is raised here
+        jobs = [pool.submit(_part, patient, settings, finished) for patient in patients]
+        try:
+            parts = [job.result() for job in jobs]  # the first DataError is raised here
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     duplicates = find_duplicates(parts)
     parts = [part for part in parts if part.patient.name not in duplicates]
     split = assign_splits([part.patient for part in parts], seed)
+    _warn(parts, settings)
 
-    images = np.concatenate([part.images for part in parts])[:, None]
-    masks = np.concatenate([part.masks for part in parts])
+    parts.sort(key=lambda part: (SPLITS.index(split[part.patient.name]), GROUPS.index(part.patient.group)))
     manifest = pd.DataFrame([row for part in parts for row in part.rows])
     manifest["split"] = manifest["patient"].map(split)
-    for kind, problem in (
-        ("no_mask", "have no masks, so that their slices are cut around the image's centre"),
-        ("cut_off", f"have a part of the heart outside the field of view of {field_of_view:g} mm"),
-    ):
-        names = [part.patient.name for part in parts if getattr(part, kind)]
-        if names:
-            warnings.warn(f"{len(names)} of {len(parts)} patients {problem}: {_some(names)}", stacklevel=2)
-
     table = manifest.to_csv(index=False).encode()
-    facts = {
-        "image_size": image_size,
-        "field_of_view_mm": field_of_view,
-        "pixel_mm": field_of_view / image_size,
-        "seed": seed,
-        "patients": len(parts),
-        "slices": len(images),
-        "patients_by_split": {name: list(split.values()).count(name) for name in SPLITS},
-        "left_out": sum(part.left_out for part in parts),
-        "duplicates": duplicates,  # patient left out → the pixel-identical one that was kept
-        "no_mask": [part.patient.name for part in parts if part.no_mask],
-        "cut_off": {part.patient.name: round(part.cut_off, 4) for part in parts if part.cut_off},
-        "fingerprint": _sha256(table, images, masks),
-    }
-
-    temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
-        np.save(temporary / "images.npy", images)
-        np.save(temporary / "masks.npy", masks)
+        temporary.mkdir()
+        digest = hashlib.sha256(table)
+        with (temporary / "images.npy").open("wb") as images, (temporary / "masks.npy").open("wb") as masks:
+            _write_header(images, (len(manifest), 1, image_size, image_size), np.float32)
+            _write_header(masks, (len(manifest), image_size, image_size), np.uint8)
+            for part in parts:
+                with np.load(part.path, allow_pickle=False) as arrays:
+                    for file, name in ((images, "images"), (masks, "masks")):
+                        content = arrays[name].tobytes()
+                        file.write(content)
+                        digest.update(content)
+        facts = {
+            "image_size": image_size,
+            "field_of_view_mm": field_of_view,
+            "pixel_mm": settings.pixel,
+            "frames": frames,
+            "canonical_pose": canonical_pose,
+            "seed": seed,
+            "patients": len(parts),
+            "slices": len(manifest),
+            "patients_by_split": {name: list(split.values()).count(name) for name in SPLITS},
+            "left_out": sum(part.left_out for part in parts),
+            "duplicates": duplicates,  # patient left out → the pixel-identical one that was kept
+            "centred_without_mask": {p.patient.name: p.centred_by for p in parts if p.centred_by != "mask"},
+            "cut_off": {part.patient.name: round(part.cut_off, 4) for part in parts if part.cut_off},
+            "padded": {part.patient.name: round(part.padded, 4) for part in parts if part.padded},
+            "fingerprint": digest.hexdigest(),
+        }
         (temporary / "manifest.csv").write_bytes(table)
         (temporary / "slices.json").write_text(json.dumps(facts, indent=2) + "\n")
         if folder.exists():
@@ -160,7 +201,8 @@ def prepare(
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return _as_slices(images, masks, manifest, facts["fingerprint"])
+    shutil.rmtree(finished)
+    return load_slices(folder)
 
 
 def load_slices(folder: str | Path, split: str | None = None, groups: Sequence[str] | None = None) -> Slices:
@@ -193,42 +235,77 @@ def load_slices(folder: str | Path, split: str | None = None, groups: Sequence[s
     if not wanted.any():
         chosen = f"split {split or 'any'}, groups {', '.join(GROUPS if groups is None else groups) or 'none'}"
         raise DataError(f"{folder}: holds no slices of {chosen}; prepare it with more patients")
-    images, masks = (np.load(folder / name, mmap_mode="r") for name in ("images.npy", "masks.npy"))
+    rows = np.flatnonzero(wanted)
+    if rows[-1] - rows[0] == len(rows) - 1:
+        rows = slice(rows[0], rows[-1] + 1)  # in one piece, and so without a copy
+    images, masks = (
+        np.load(folder / name, mmap_mode="c" if (folder / name).stat().st_size >= MAPPED_FROM else None)
+        for name in ("images.npy", "masks.npy")
+    )
     if not len(images) == len(masks) == len(manifest):
         raise DataError(f"{folder}: images, masks and manifest differ in length; run notebook 01 again")
     facts = json.loads((folder / "slices.json").read_text())
-    chosen = manifest[wanted].reset_index(drop=True)
-    return _as_slices(images[wanted], masks[wanted], chosen, facts["fingerprint"])
+    manifest = manifest[wanted].reset_index(drop=True)
+    labels = torch.tensor([GROUPS.index(group) for group in manifest["group"]], dtype=torch.int64)
+    images, masks = (torch.from_numpy(array[rows]) for array in (images, masks))
+    return Slices(images, labels, masks, manifest, facts["fingerprint"])
 
 
 @dataclass(frozen=True)
-class PatientSlices:
-    """What `slice_patient` makes of one patient."""
+class Part:
+    """What is known of one patient's slices, whose pixels lie in a file."""
 
     patient: Patient
-    images: np.ndarray  # (n, S, S) float32 in [−1, 1]
-    masks: np.ndarray  # (n, S, S) uint8
+    path: Path  # .npz: images (n, S, S) float32 in [−1, 1] and masks (n, S, S) uint8
     rows: list[dict]  # n rows of the manifest, without the split
-    digests: frozenset[str]  # sha256 of each phase's voxels
+    digests: list[str]  # sha256 of each phase's voxels
     left_out: int  # slices without left ventricle
-    no_mask: bool
+    centred_by: str  # "mask", "cine" or "image"
     cut_off: float  # share of the heart's voxels outside the field of view
+    padded: float  # share of the pixels outside the scanned image
 
 
-def slice_patient(patient: Patient, image_size: int, field_of_view: float) -> PatientSlices:
-    """Both phases of a patient on one grid around the heart; arguments as in `prepare`."""
-    pixel = field_of_view / image_size
+def _part(patient: Patient, settings: Settings, folder: Path) -> Part:
+    """The patient's slices in a file of the folder; not made again if they are there, of these files and settings."""
+    files = [patient.image_path(phase) for phase in PHASES] + [patient.mask_path(phase) for phase in PHASES]
+    files += [patient.cine_path, patient.folder / "Info.cfg"]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    key = hashlib.sha256(repr((settings, patient.folder, stats)).encode()).hexdigest()[:16]
+    path = folder / f"{patient.name}-{key}.npz"
+    if not path.is_file():
+        images, masks, facts = slice_patient(patient, settings)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                np.savez(file, images=images, masks=masks, facts=np.array(json.dumps(facts)))
+
+        write_whole(path, write)
+    with np.load(path, allow_pickle=False) as arrays:
+        return Part(patient, path, **json.loads(str(arrays["facts"])))
+
+
+def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.ndarray, dict]:
+    """All phases of a patient on one grid around the heart.
+
+    Returns:
+        images (n, S, S) float32 in [−1, 1], masks (n, S, S) uint8, and the facts that `Part` names.
+    """
+    size, pixel = settings.image_size, settings.pixel
     volumes = {phase: read_volume(patient, phase) for phase in PHASES}
-    centre = heart_centre(list(volumes.values()))
-    from_base = starts_at_base([volume.mask for volume in volumes.values() if volume.mask is not None])
+    drawn = [volume.mask for volume in volumes.values() if volume.mask is not None]
+    centre, centred_by = find_heart(patient, volumes)
+    from_base = starts_at_base(drawn)
+    turn = pose_angle(volumes.values()) if settings.canonical_pose else 0.0
+    canvas = size if not turn else 2 * math.ceil(0.75 * size)  # room for the corners of a turned picture
 
-    images, masks, rows, left_out, heart, heart_inside = [], [], [], 0, 0, 0
-    for phase, volume in volumes.items():
+    images, masks, rows, left_out, heart, heart_inside, inside = [], [], [], 0, 0, 0, np.ones(1)
+    for phase, frame, volume in _phases(patient, volumes, settings.frames):
         depth = volume.image.shape[2]
         kept, labelled = np.arange(depth), np.arange(depth)
-        if volume.mask is not None:
-            kept = np.flatnonzero((volume.mask >= MYOCARDIUM).any(axis=(0, 1)))
-            labelled = np.flatnonzero(volume.mask.any(axis=(0, 1)))
+        shown = drawn if phase == "-" else [volume.mask] if volume.mask is not None else []
+        if shown:
+            kept = np.flatnonzero(np.any([(mask >= MYOCARDIUM).any(axis=(0, 1)) for mask in shown], axis=0))
+            labelled = np.flatnonzero(np.any([mask.any(axis=(0, 1)) for mask in shown], axis=0))
             if len(kept) == 0:
                 raise DataError(
                     f"{patient.mask_path(phase)}: the mask holds no left ventricle (2 or 3); "
@@ -237,7 +314,7 @@ def slice_patient(patient: Patient, image_size: int, field_of_view: float) -> Pa
         left_out += depth - len(kept)
 
         columns, lines = (
-            triangle_taps(volume.image.shape[axis], volume.spacing[axis], centre[axis], image_size, pixel)
+            triangle_taps(volume.image.shape[axis], volume.spacing[axis], centre[axis], canvas, pixel)
             for axis in (0, 1)
         )
         x, columns = _crop(columns)  # first, so that nothing is computed on the rest of the volume
@@ -250,14 +327,20 @@ def slice_patient(patient: Patient, image_size: int, field_of_view: float) -> Pa
                 "download this patient again"
             )
         stack = resample(crop[:, :, kept], columns, lines)
+        inside = np.outer(lines.weight.any(axis=1), columns.weight.any(axis=1))
+        if turn:
+            stack, inside = turned(stack, turn, size), turned(inside[None].astype(float), turn, size)[0] > 0.5
         stack = np.clip((stack - low) * (2 / (high - low)) - 1, -1, 1)
-        inside = lines.weight.any(axis=1)[:, None] & columns.weight.any(axis=1)
         images.append(np.where(inside, stack, -1).astype(np.float32))
         if volume.mask is None:
-            masks.append(np.zeros((depth, image_size, image_size), dtype=np.uint8))
+            masks.append(np.zeros((len(kept), size, size), dtype=np.uint8))
         else:
             mask_crop = volume.mask[x, y]
-            masks.append(resample_mask(mask_crop[:, :, kept], columns, lines))
+            if turn:
+                shares = [turned(resample(mask_crop[:, :, kept] == k, columns, lines), turn, size) for k in range(4)]
+                masks.append(np.argmax(shares, axis=0).astype(np.uint8))
+            else:
+                masks.append(resample_mask(mask_crop[:, :, kept], columns, lines))
             heart += np.count_nonzero(volume.mask)
             heart_inside += np.count_nonzero(mask_crop)
 
@@ -267,30 +350,60 @@ def slice_patient(patient: Patient, image_size: int, field_of_view: float) -> Pa
                 "patient": patient.name,
                 "group": patient.group,
                 "phase": phase,
+                "frame": frame,
                 "slice": int(z),
-                "position": round(abs(float(z - base)) / max(1, abs(int(apex - base))), 4),
+                "position": round(float(np.clip((z - base) / ((apex - base) or 1), 0, 1)), 4),
+                "labelled": volume.mask is not None,
                 "pixel_mm": pixel,
                 "thickness_mm": round(volume.spacing[2], 4),
             }
             for z in kept
         ]
-    return PatientSlices(
-        patient=patient,
-        images=np.concatenate(images),
-        masks=np.concatenate(masks),
-        rows=rows,
-        digests=frozenset(_sha256(volume.image.shape, volume.image.T) for volume in volumes.values()),
-        left_out=left_out,
-        no_mask=any(volume.mask is None for volume in volumes.values()),
-        cut_off=1 - heart_inside / heart if heart else 0.0,
-    )
+    facts = {
+        "rows": rows,
+        "digests": [_sha256(volume) for volume in volumes.values()],
+        "left_out": left_out,
+        "centred_by": centred_by,
+        "cut_off": 1 - heart_inside / heart if heart else 0.0,
+        "padded": 1 - float(np.mean(inside)),
+    }
+    return np.concatenate(images), np.concatenate(masks), facts
 
 
-def heart_centre(volumes: Sequence[Volume]) -> tuple[float, float]:
-    """Centre (x, y) of the box around every label in the volumes, or of the image where there is no mask.
+def _phases(patient: Patient, volumes: dict[str, Volume], frames: str) -> Iterator[tuple[str, int, Volume]]:
+    """(phase, frame, volume): ED and ES, and if all are asked for, the cine's other frames, one after the other."""
+    for phase, volume in volumes.items():
+        yield phase, patient.frame(phase), volume
+    if frames == "all" and patient.cine_path.is_file():
+        spacing = volumes["ED"].spacing
+        for frame, image in enumerate(read_cine(patient), start=1):
+            if image.shape != volumes["ED"].image.shape:
+                raise DataError(
+                    f"{patient.cine_path}: its frames have shape {image.shape}, those of ED and ES "
+                    f"{volumes['ED'].image.shape}; download this patient again"
+                )
+            if frame not in (patient.end_diastole, patient.end_systole):
+                yield "-", frame, Volume(image, None, spacing)
 
-    In mm from the middle of voxel 0.
+
+def find_heart(patient: Patient, volumes: dict[str, Volume]) -> tuple[tuple[float, float], str]:
+    """Centre (x, y) of the heart in mm from the middle of voxel 0, and what it was found by.
+
+    "mask": `heart_centre`. "cine", for a patient without masks: `moving_centre`. "image": the image's centre,
+    where there is neither.
     """
+    centre = heart_centre(list(volumes.values()))
+    if centre is not None:
+        return centre, "mask"
+    first = volumes["ED"]
+    if patient.cine_path.is_file():
+        return moving_centre(read_cine(patient), first.spacing), "cine"
+    x, y = ((first.image.shape[axis] - 1) * first.spacing[axis] / 2 for axis in (0, 1))
+    return (x, y), "image"
+
+
+def heart_centre(volumes: Sequence[Volume]) -> tuple[float, float] | None:
+    """Centre (x, y) of the box around every label in the volumes, in mm from the middle of voxel 0; None without."""
     centre = []
     for axis in (0, 1):
         ends = []
@@ -299,9 +412,48 @@ def heart_centre(volumes: Sequence[Volume]) -> tuple[float, float]:
                 labelled = np.flatnonzero(volume.mask.any(axis=(1 - axis, 2)))
                 ends += [labelled[[0, -1]] * volume.spacing[axis]] if len(labelled) else []
         if not ends:
-            ends = [(0.0, (volumes[0].image.shape[axis] - 1) * volumes[0].spacing[axis])]
+            return None
         centre.append(float(np.min(ends) + np.max(ends)) / 2)
     return centre[0], centre[1]
+
+
+def moving_centre(cine: Iterator[np.ndarray], spacing: tuple[float, float, float]) -> tuple[float, float]:
+    """Centre (x, y) in mm of what moves: of the temporal standard deviation, smoothed over the size of a heart.
+
+    Args:
+        cine: volumes (X, Y, Z), one a frame; only sums over them are kept.
+        spacing: (dx, dy, dz) in mm.
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for image in cine:
+        count, total, squares = count + 1, total + image, squares + np.square(image)
+    deviation = np.sqrt(np.maximum(squares / count - np.square(total / count), 0)).mean(axis=2)
+    smooth = gaussian_filter(deviation, [20 / step for step in spacing[:2]])
+    x, y = np.unravel_index(np.argmax(smooth), smooth.shape)
+    return float(x * spacing[0]), float(y * spacing[1])
+
+
+def pose_angle(volumes: Sequence[Volume]) -> float:
+    """Angle (rad) of the axis from the right to the left ventricle, against the picture's x axis; 0 without masks."""
+    axis = np.zeros(2)
+    for volume in volumes:
+        if volume.mask is not None and (volume.mask == RIGHT_VENTRICLE).any():
+            left, right = (
+                np.mean(np.nonzero(where)[:2], axis=1)
+                for where in (volume.mask >= MYOCARDIUM, volume.mask == RIGHT_VENTRICLE)
+            )
+            axis += (left - right) * volume.spacing[:2]
+    return math.atan2(axis[1], axis[0]) if axis.any() else 0.0
+
+
+def turned(stack: np.ndarray, angle: float, image_size: int) -> np.ndarray:
+    """The middle of pictures (n, C, C), turned back by an angle: (n, S, S), by linear interpolation."""
+    cosine, sine = math.cos(angle), math.sin(angle)
+    matrix = np.array([[cosine, sine], [-sine, cosine]])  # (row, column) of the result → of the stack
+    middle = (np.array(stack.shape[1:]) - 1) / 2
+    offset = middle - matrix @ np.full(2, (image_size - 1) / 2)
+    shape = (image_size, image_size)
+    return np.stack([affine_transform(picture, matrix, offset, shape, order=1) for picture in stack])
 
 
 def starts_at_base(masks: Sequence[np.ndarray]) -> bool:
@@ -384,7 +536,7 @@ def resample_mask(mask: np.ndarray, columns: Taps, lines: Taps) -> np.ndarray:
     return labels
 
 
-def find_duplicates(parts: Sequence[PatientSlices]) -> dict[str, str]:
+def find_duplicates(parts: Sequence[Part]) -> dict[str, str]:
     """Patients that share the pixels of a phase with another: name of the one to leave out → the one to keep.
 
     A patient of the official test set is kept before one of training, so that the test set stays whole.
@@ -428,16 +580,39 @@ def _crop(taps: Taps) -> tuple[slice, Taps]:
     return slice(start, stop), Taps(np.clip(taps.index, start, stop - 1) - start, taps.weight)
 
 
-def _sha256(*contents) -> str:
-    """The digest of some bytes, arrays or tuples of numbers."""
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(repr(content).encode() if isinstance(content, tuple) else np.ascontiguousarray(content))
+def _sha256(volume: Volume) -> str:
+    """The digest of a volume's shape and voxels, whatever its mask is."""
+    digest = hashlib.sha256(repr(volume.image.shape).encode())
+    digest.update(np.ascontiguousarray(volume.image.T))
     return digest.hexdigest()
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _write_header(file, shape: tuple[int, ...], dtype: type) -> None:
+    """The head of a .npy file, to be followed by the array's bytes, piece after piece."""
+    facts = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, facts)
+
+
+def _warn(parts: Sequence[Part], settings: Settings) -> None:
+    """One warning a problem that leaves the slices usable."""
+    view = f"{settings.field_of_view:g} mm"
+    for problem, names in (
+        (
+            "have neither masks nor a cine, so that their slices are cut around the image's centre",
+            [part.patient.name for part in parts if part.centred_by == "image"],
+        ),
+        (
+            f"have a part of the heart outside the field of view of {view}",
+            [part.patient.name for part in parts if part.cut_off],
+        ),
+        (
+            "have no cine, so that only ED and ES become slices",
+            [p.patient.name for p in parts if settings.frames == "all" and not p.patient.cine_path.is_file()],
+        ),
+    ):
+        if names:
+            some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            warnings.warn(f"{len(names)} of {len(parts)} patients {problem}: {some}", stacklevel=3)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -446,8 +621,3 @@ def _check_replaceable(folder: Path) -> None:
         raise DataError(f"{folder}: holds other files than slices, which would be lost; name another folder")
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name another folder")
-
-
-def _as_slices(images: np.ndarray, masks: np.ndarray, manifest: pd.DataFrame, fingerprint: str) -> Slices:
-    labels = torch.tensor([GROUPS.index(group) for group in manifest["group"]], dtype=torch.int64)
-    return Slices(torch.from_numpy(images), labels, torch.from_numpy(masks), manifest, fingerprint)

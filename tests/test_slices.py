@@ -10,17 +10,22 @@ import pytest
 import torch
 from patients import save_nifti, write_patient
 
+import hcm_helpers.slices
 from hcm_helpers.acdc import GROUPS, DataError, Patient, Volume, find_patients
 from hcm_helpers.slices import (
     FILES,
+    SPLITS,
     assign_splits,
     heart_centre,
     load_slices,
+    moving_centre,
+    pose_angle,
     prepare,
     resample,
     resample_mask,
     starts_at_base,
     triangle_taps,
+    turned,
 )
 
 # --- resampling
@@ -112,9 +117,34 @@ def test_centre_is_that_of_the_box_around_both_phases():
     assert heart_centre([volume_of(diastole), volume_of(systole)]) == ((10 + 24) / 2 * 2, (20 + 32) / 2 * 3)
 
 
-def test_centre_without_a_mask_is_that_of_the_image():
-    volume = Volume(np.zeros((51, 21, 3), np.float32), None, (2.0, 3.0, 10.0))
-    assert heart_centre([volume, volume]) == (50.0, 30.0)
+def test_centre_without_a_mask_is_that_of_what_moves():
+    """A disc that pulses at (60, 45) mm, in a picture with a far brighter one that stands still."""
+    x, y = np.mgrid[:51, :41] * np.array([2.0, 3.0])[:, None, None]
+    still = 900.0 * (np.hypot(x - 20, y - 100) < 15)
+    cine = [(still + 100 * (np.hypot(x - 60, y - 45) < radius))[..., None] for radius in (12, 20, 28, 20)]
+    centre = moving_centre(iter(cine), (2.0, 3.0, 10.0))
+    assert centre == pytest.approx((60, 45), abs=3)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, -135])
+def test_angle_of_the_pose(degrees):
+    angle = np.radians(degrees)
+    x, y = np.mgrid[:80, :90] * np.array([2.0, 1.5])[:, None, None]
+    mask = np.zeros((80, 90, 1), np.uint8)
+    mask[np.hypot(x - 80, y - 70) < 15] = 2
+    mask[np.hypot(x - 80 + 40 * np.cos(angle), y - 70 + 40 * np.sin(angle)) < 10] = 1  # left of it, then turned
+    assert np.exp(1j * pose_angle([volume_of(mask, (2.0, 1.5, 10.0))])) == pytest.approx(np.exp(1j * angle), abs=0.02)
+    assert pose_angle([volume_of(np.zeros((8, 8, 1), np.uint8))]) == 0
+
+
+def test_a_turned_picture_has_its_right_ventricle_on_the_left():
+    rows, columns = np.mgrid[:96, :96] - 47.5
+    angle = np.radians(50)
+    spot = np.hypot(columns + 20 * np.cos(angle), rows + 20 * np.sin(angle)) < 4
+    picture = turned(spot[None].astype(float), angle, 64)[0]
+    row, column = np.average(np.indices((64, 64)).reshape(2, -1), axis=1, weights=picture.ravel())
+    assert (row, column) == pytest.approx((31.5, 11.5), abs=0.1)
+    assert picture.sum() == pytest.approx(spot.sum(), rel=0.02)
 
 
 def test_base_is_where_the_right_ventricle_is():
@@ -268,8 +298,10 @@ def test_files_and_types(prepared):
         "patient",
         "group",
         "phase",
+        "frame",
         "slice",
         "position",
+        "labelled",
         "pixel_mm",
         "thickness_mm",
         "split",
@@ -292,8 +324,9 @@ def test_same_seed_same_bytes(prepared, root, tmp_path, workers):
 
 def test_another_seed_is_another_split_of_the_same_pictures(prepared, root, tmp_path):
     first, second = load_slices(prepared), prepare(root, tmp_path / "slices", image_size=32, seed=1)
-    assert torch.equal(first.images, second.images)
-    assert first.manifest["split"].tolist() != second.manifest["split"].tolist()
+    a, b = (s.manifest.assign(row=range(len(s))).sort_values(["patient", "phase", "slice"]) for s in (first, second))
+    assert torch.equal(first.images[list(a["row"])], second.images[list(b["row"])])
+    assert a["split"].tolist() != b["split"].tolist()
     assert first.fingerprint != second.fingerprint
 
 
@@ -348,10 +381,11 @@ def test_without_masks_the_image_s_middle_is_taken_with_a_warning(tmp_path):
     folder = write_patient(tmp_path / "root", 1)
     for path in folder.glob("*_gt.nii.gz"):
         path.unlink()
-    with pytest.warns(UserWarning, match="1 of 1 patients have no masks.*patient001"):
+    with pytest.warns(UserWarning, match="1 of 1 patients have neither masks nor a cine.*patient001"):
         slices = prepare(tmp_path / "root", tmp_path / "slices", image_size=32)
     assert len(slices) == 10  # nothing says which slices to leave out
     assert not slices.masks.any()
+    assert not slices.manifest["labelled"].any()
 
 
 def test_a_heart_that_is_cut_off_is_told(root, tmp_path):
@@ -360,12 +394,156 @@ def test_a_heart_that_is_cut_off_is_told(root, tmp_path):
     assert len(json.loads((tmp_path / "slices/slices.json").read_text())["cut_off"]) == 20
 
 
+def test_padding_is_counted(tmp_path):
+    """A heart in the corner of an image that covers a quarter of the field of view."""
+    mask = np.zeros((32, 32, 3), dtype=np.uint8)
+    mask[:2, :2] = 3
+    write_patient(tmp_path / "root", 1, image=np.arange(32.0**2 * 3).reshape(mask.shape), mask=mask, spacing=(5, 5, 8))
+    prepare(tmp_path / "root", tmp_path / "slices", 32, 160.0)
+    facts = json.loads((tmp_path / "slices/slices.json").read_text())
+    assert facts["padded"]["patient001"] == pytest.approx(0.75, abs=0.05)
+
+
+def test_it_goes_on_where_it_stopped(root, tmp_path, monkeypatch):
+    """Stopped by a bad file, mended, called again: only what was missing is computed, with the same result."""
+    shutil.copytree(root, tmp_path / "root")
+    path = tmp_path / "root/training/patient020/patient020_frame07.nii.gz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:500])
+    with pytest.raises(DataError):
+        prepare(tmp_path / "root", tmp_path / "slices", 32, workers=1)
+    path.write_bytes(whole)
+    computed = []
+    real = hcm_helpers.slices.slice_patient
+    monkeypatch.setattr(
+        hcm_helpers.slices, "slice_patient", lambda p, settings: computed.append(p.name) or real(p, settings)
+    )
+    prepare(tmp_path / "root", tmp_path / "slices", 32)
+    assert computed == ["patient020"]
+    assert [entry.name for entry in tmp_path.iterdir() if "slices" in entry.name] == ["slices"]
+    monkeypatch.undo()
+    prepare(tmp_path / "root", tmp_path / "again", 32)
+    assert contents(tmp_path / "slices") == contents(tmp_path / "again")
+
+
+def test_other_settings_start_over(root, tmp_path):
+    """Slices of another size left behind by a run that was stopped are not taken."""
+    shutil.copytree(root, tmp_path / "root")
+    path = tmp_path / "root/training/patient020/patient020_frame07.nii.gz"
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    with pytest.raises(DataError):
+        prepare(tmp_path / "root", tmp_path / "slices", 32, workers=1)
+    path.write_bytes(whole)
+    assert prepare(tmp_path / "root", tmp_path / "slices", 64).image_size == 64
+
+
+def test_large_sets_stay_on_disk(root, tmp_path, monkeypatch):
+    """A split lies in one piece of the file and is read through it, without a copy in memory."""
+    prepare(root, tmp_path / "slices", 32)
+    small = load_slices(tmp_path / "slices", "train")
+    monkeypatch.setattr(hcm_helpers.slices, "MAPPED_FROM", 0)
+    mapped = load_slices(tmp_path / "slices", "train")
+    assert torch.equal(mapped.images, small.images)
+    everything = np.load(tmp_path / "slices/images.npy", mmap_mode="r")
+    assert len({load_slices(tmp_path / "slices").images.data_ptr(), everything.ctypes.data}) == 2
+    splits = load_slices(tmp_path / "slices").manifest["split"].tolist()
+    assert splits == sorted(splits, key=SPLITS.index)
+
+
+def write_cine(root, number, frames=30, **changes):
+    """A patient whose left ventricle shrinks and grows, with the film; ED is its frame 1 and ES frame 7."""
+    folder = write_patient(root, number, NbFrame=frames, **changes)
+    name = folder.name
+    noise = np.random.default_rng(number)
+    x, y = np.mgrid[:40, :36]
+    shape = (40, 36, 5, frames)
+    film = noise.normal(60, 1, shape)
+    for frame in range(frames):
+        film[4 * np.hypot(x - 22, y - 15) < 22 + 8 * np.cos(2 * np.pi * frame / frames), :, frame] += 100
+    film = np.rint(film).astype(np.int16)
+    for frame in (1, 7):
+        save_nifti(folder / f"{name}_frame{frame:02d}.nii.gz", film[..., frame - 1], (4, 4, 10))
+    save_nifti(folder / f"{name}_4d.nii.gz", film, (4, 4, 10, 1))
+    return folder
+
+
+def test_all_frames_of_the_cine(tmp_path):
+    write_cine(tmp_path / "root", 1, frames=12)
+    two = prepare(tmp_path / "root", tmp_path / "two", 32)
+    everything = prepare(tmp_path / "root", tmp_path / "all", 32, frames="all")
+    manifest = everything.manifest
+    assert manifest["frame"].nunique() == 12
+    assert manifest.groupby("frame").size().tolist() == [4] * 12  # four slices hold the left ventricle
+    assert manifest.query("labelled")["frame"].unique().tolist() == [1, 7]
+    assert set(manifest.query("frame not in (1, 7)")["phase"]) == {"-"}
+    assert not everything.masks[~torch.tensor(manifest["labelled"])].any()
+    labelled = torch.tensor(manifest["labelled"])
+    assert torch.equal(everything.images[labelled], two.images)
+    area = (everything.images > 0).sum(dim=(1, 2, 3)).double().numpy()
+    by_frame = [area[(manifest["frame"] == frame).to_numpy()].mean() for frame in range(1, 13)]
+    assert np.argmin(by_frame) == 6  # the film is at its smallest in frame 7
+    assert np.argmax(by_frame) == 0
+
+
+def test_a_patient_without_a_cine_gives_two_phases_with_a_warning(tmp_path):
+    write_cine(tmp_path / "root", 1, frames=9)
+    write_patient(tmp_path / "root", 2)
+    with pytest.warns(UserWarning, match="1 of 2 patients have no cine.*patient002"):
+        manifest = prepare(tmp_path / "root", tmp_path / "slices", 32, frames="all").manifest
+    assert manifest.groupby("patient")["frame"].nunique().to_dict() == {"patient001": 9, "patient002": 2}
+
+
+def test_without_masks_the_cine_tells_where_the_heart_is(tmp_path):
+    folder = write_cine(tmp_path / "root", 1, frames=9)
+    with_masks = prepare(tmp_path / "root", tmp_path / "with", 32, field_of_view=96.0)
+    for path in folder.glob("*_gt.nii.gz"):
+        path.unlink()
+    without = prepare(tmp_path / "root", tmp_path / "without", 32, field_of_view=96.0)
+    facts = json.loads((tmp_path / "without/slices.json").read_text())
+    assert facts["centred_without_mask"] == {"patient001": "cine"}
+    cavity = [np.mean(np.nonzero(s.images[0, 0].numpy() > 0.5), axis=1) for s in (with_masks, without)]
+    assert cavity[0][1] - cavity[1][1] == pytest.approx(16 / 3, abs=1)  # the box holds both ventricles; pixels of 3 mm
+    np.testing.assert_allclose(cavity[1], 15.5, atol=2)  # the cavity, which moves, lies in the middle
+
+
+def test_a_cine_of_another_shape(tmp_path):
+    folder = write_cine(tmp_path / "root", 1, frames=9)
+    save_nifti(folder / "patient001_4d.nii.gz", np.zeros((40, 36, 4, 9), np.int16), (4, 4, 10, 1))
+    with pytest.raises(DataError, match=r"patient001_4d.nii.gz: its frames have shape \(40, 36, 4\)"):
+        prepare(tmp_path / "root", tmp_path / "slices", 32, frames="all")
+
+
+def test_the_canonical_pose(tmp_path):
+    """Whatever the pose, the right ventricle ends up on the left and the labels keep their areas."""
+    x, y = np.mgrid[:64, :64] * 2.5
+    for number, degrees in ((1, 0), (2, 70), (3, 200)):
+        angle = np.radians(degrees)
+        mask = np.zeros((64, 64, 3), np.uint8)
+        mask[np.hypot(x - 81.1, y - 79.3) < 30] = 3
+        mask[np.hypot(x - 81.1 + 42 * np.cos(angle), y - 79.3 + 42 * np.sin(angle)) < 12] = 1
+        noise = np.random.default_rng(number).uniform(0, 20, mask.shape)
+        write_patient(tmp_path / "root", number, image=noise + 100 * mask, mask=mask, spacing=(2.5, 2.5, 8))
+    slices = prepare(tmp_path / "root", tmp_path / "slices", 64, canonical_pose=True)
+    for mask in slices.masks.numpy():
+        left, right = (np.mean(np.nonzero(mask == label), axis=1) for label in (3, 1))
+        assert abs(left[0] - right[0]) < 0.7  # pixels: they lie side by side
+        assert left[1] - right[1] == pytest.approx(42 / 2.5, abs=0.7)
+        assert (mask == 3).sum() * 2.5**2 == pytest.approx(np.pi * 30**2, rel=0.02)
+
+
 # --- what is refused
+
+
+@pytest.mark.parametrize("frames", ["ED", ""])
+def test_wrong_frames(root, tmp_path, frames):
+    with pytest.raises(DataError, match=f"frames = '{frames}': choose 'ed_es' or 'all'"):
+        prepare(root, tmp_path / "slices", frames=frames)
 
 
 @pytest.mark.parametrize("image_size", [50, 16, 0, -64, 96, 512])
 def test_wrong_image_size(root, tmp_path, image_size):
-    with pytest.raises(DataError, match=f"image_size = {image_size}: .*take 32, 64, 128 or 256"):
+    with pytest.raises(DataError, match=f"image_size={image_size}: .*one of 32, 64, 128, 256"):
         prepare(root, tmp_path / "slices", image_size=image_size)
     assert not (tmp_path / "slices").exists()
 
@@ -408,7 +586,7 @@ def test_one_bad_patient_leaves_nothing_behind_and_the_earlier_set_whole(root, t
     for name in ("slices", "other"):
         with pytest.raises(DataError, match=f"{path.name}: cannot be read"):
             prepare(tmp_path / "root", tmp_path / "run" / name, image_size=64)
-    assert [entry.name for entry in (tmp_path / "run").iterdir()] == ["slices"]
+    assert [entry.name for entry in (tmp_path / "run").iterdir() if entry.name[0] != "."] == ["slices"]
     assert contents(tmp_path / "run/slices") == before
 
 
@@ -437,7 +615,7 @@ def test_phantom(small_phantom, tmp_path):
     slices = prepare(small_phantom, tmp_path / "slices", image_size=32)
     facts = json.loads((tmp_path / "slices/slices.json").read_text())
     assert facts["patients_by_split"] == {"train": 5, "validation": 5, "test": 5}
-    assert (facts["duplicates"], facts["cut_off"], facts["no_mask"]) == ({}, {}, [])
+    assert (facts["duplicates"], facts["cut_off"], facts["centred_without_mask"]) == ({}, {}, {})
     check_anatomy(slices)
 
 
@@ -447,7 +625,7 @@ def test_real_patients(acdc_root, tmp_path):
     facts = json.loads((tmp_path / "slices/slices.json").read_text())
     assert facts["duplicates"] == {"patient076": "patient074"}
     assert facts["patients_by_split"] == {"train": 69, "validation": 10, "test": 20}
-    assert facts["cut_off"] == {}
+    assert (facts["cut_off"], facts["centred_without_mask"]) == ({}, {})
     assert set(slices.manifest.loc[slices.manifest["position"] == 0, "slice"]) <= {0, 1, 2, 3}  # base first
     check_anatomy(slices)
 
