@@ -58,7 +58,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "vae": {"epochs": 120, "patience": 40, "latent_dim": 32},
         "gan": {"epochs": 220},
         "dcgan": GAN_64,
-        "acgan": GAN_64 | {"epochs": 50, "validate_every": 5},  # five times as many slices
+        "acgan": GAN_64 | {"epochs": 80, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
         "diffusion": {"epochs": 130, "learning_rate": 5e-4, "ema_decay": 0.998, "sampling_steps": 30},
     },
