@@ -4,7 +4,6 @@ A slice is an image (1, S, S) float32 in [−1, 1] and a mask (S, S) uint8 with 
 columns along x, so that `imshow` shows the usual view. What `prepare` writes stands whole or not at all.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from hcm_helpers.acdc import (
     find_patients,
     read_volume,
 )
+from hcm_helpers.files import sha256
 
 IMAGE_SIZES = (32, 64, 128, 256)
 SPLITS = ("train", "validation", "test")
@@ -145,7 +145,7 @@ def prepare(
         "duplicates": duplicates,  # patient left out → the pixel-identical one that was kept
         "no_mask": [part.patient.name for part in parts if part.no_mask],
         "cut_off": {part.patient.name: round(part.cut_off, 4) for part in parts if part.cut_off},
-        "fingerprint": _sha256(table, images, masks),
+        "fingerprint": sha256(table, images, masks),
     }
 
     temporary = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
@@ -279,7 +279,7 @@ def slice_patient(patient: Patient, image_size: int, field_of_view: float) -> Pa
         images=np.concatenate(images),
         masks=np.concatenate(masks),
         rows=rows,
-        digests=frozenset(_sha256(volume.image.shape, volume.image.T) for volume in volumes.values()),
+        digests=frozenset(volume.digest for volume in volumes.values()),
         left_out=left_out,
         no_mask=any(volume.mask is None for volume in volumes.values()),
         cut_off=1 - heart_inside / heart if heart else 0.0,
@@ -426,14 +426,6 @@ def _crop(taps: Taps) -> tuple[slice, Taps]:
     used = taps.index[taps.weight > 0]
     start, stop = int(used.min()), int(used.max()) + 1
     return slice(start, stop), Taps(np.clip(taps.index, start, stop - 1) - start, taps.weight)
-
-
-def _sha256(*contents) -> str:
-    """The digest of some bytes, arrays or tuples of numbers."""
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(repr(content).encode() if isinstance(content, tuple) else np.ascontiguousarray(content))
-    return digest.hexdigest()
 
 
 def _some(names: Sequence[str]) -> str:
