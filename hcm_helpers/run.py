@@ -526,5 +526,17 @@ def phantom_command(folder, patients, seed) -> None:
     click.echo(f"{patients} patients in {written}")
 
 
+@cli.command("convert")
+@click.argument("table", metavar="TABLE.csv", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def convert_command(table, folder) -> None:
+    """Write another cohort, listed in a table, in ACDC's layout (data/README.md has the columns)."""
+    with _errors_to_exit_codes():
+        from hcm_helpers.cohort import convert_cohort
+
+        convert_cohort(table, folder)
+    click.echo(f"{len(acdc.find_patients(folder))} patients in {folder}")
+
+
 if __name__ == "__main__":
     cli()

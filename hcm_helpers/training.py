@@ -92,8 +92,9 @@ def fit(
     wrapped.mark_forward_method("train_step")
     optimizers = dict(zip(optimizers, prepared, strict=True))
     # A few hundred slices fit on any device: they are moved there once, and no loader stands in between.
-    images = fabric.to_device(train.images).contiguous(memory_format=torch.channels_last)
-    labels = fabric.to_device(train.labels)
+    images, labels = train.images, train.labels
+    if images.nbytes < free_memory(fabric.device) / 4:
+        images, labels = fabric.to_device(images), fabric.to_device(labels)
 
     history: list[dict[str, float]] = []
     best, best_epoch, steps, elapsed = math.inf, 0, 0, 0.0
@@ -118,7 +119,8 @@ def fit(
         order = torch.randperm(len(images)).to(images.device)
         batches = order[: len(order) // batch_size * batch_size].split(batch_size)
         for indices in batches:
-            losses = wrapped.train_step(Batch(images[indices], labels[indices]), optimizers, fabric)
+            x = fabric.to_device(images[indices]).contiguous(memory_format=torch.channels_last)
+            losses = wrapped.train_step(Batch(x, fabric.to_device(labels[indices])), optimizers, fabric)
             steps += 1
             # The average starts short, or the first random weights would stay in it for a thousand steps.
             update_average(ema, model, min(ema_decay, (1 + steps) / (10 + steps)))
@@ -170,6 +172,11 @@ def make_fabric() -> Fabric:
         capabilities = torch.cpu.get_capabilities()
         fast_bf16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if fast_bf16 else "32-true")
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes free on a GPU; on a CPU no limit, as the slices are there already."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 @torch.no_grad()

@@ -1,0 +1,124 @@
+"""Other cohorts of short-axis cine MR, such as M&Ms: a table of files becomes a folder in ACDC's layout."""
+
+import os
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from hcm_helpers.acdc import GROUPS, UNREADABLE, DataError
+
+COLUMNS = ("patient", "group", "image", "mask", "ED", "ES")
+
+
+def convert_cohort(table: str | Path, root: str | Path) -> Path:
+    """Write the patients of a table in ACDC's layout: root/training/patient_NAME and so on; all or none.
+
+    Args:
+        table: a CSV file, one row a patient: `patient`, a name; `group`, one of GROUPS; `image` and `mask`, NIfTI
+            files (X, Y, Z, frames), relative to the table's folder; `ED` and `ES`, frames counted from 1. It may
+            have `split` (training or testing) and `labels`, the mask's values of the right ventricle, the
+            myocardium and the left ventricle: "1 2 3" without it, "3 2 1" in M&Ms.
+        root: the folder to make; it may exist if it is empty.
+
+    Returns:
+        root.
+
+    Raises:
+        DataError: a column or a file is missing or cannot be read, or a value in the table is wrong.
+    """
+    table, root = Path(table), Path(root)
+    if not table.is_file():
+        raise DataError(f"{table}: there is no such file; name the table of the cohort")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise DataError(f"{root}: is not an empty folder; name another for the cohort")
+    rows = pd.read_csv(table, dtype=str, skipinitialspace=True).fillna("")
+    missing = [column for column in COLUMNS if column not in rows]
+    if missing:
+        raise DataError(f"{table}: has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+    if rows.empty or rows["patient"].duplicated().any():
+        problem = "holds no patients" if rows.empty else "names a patient twice"
+        raise DataError(f"{table}: {problem}; give every patient one row")
+    unfinished = root.absolute().with_name(f".{root.absolute().name}.{os.getpid()}")
+    try:
+        for row in rows.to_dict("records"):
+            _convert_patient(row, table, unfinished)
+        if root.exists():
+            root.rmdir()
+        unfinished.rename(root)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return root
+
+
+def _convert_patient(row: dict[str, str], table: Path, root: Path) -> None:
+    name, where = row["patient"], f"{table}: patient {row['patient']}"
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise DataError(f"{where}: a name may hold letters, digits, - and _ only; correct it")
+    if row["group"] not in GROUPS:
+        raise DataError(f"{where}: unknown group '{row['group']}'; it must be one of {', '.join(GROUPS)}")
+    split = row.get("split") or "training"
+    if split not in ("training", "testing"):
+        raise DataError(f"{where}: unknown split '{split}'; it must be training or testing")
+    labels = (row.get("labels") or "1 2 3").split()
+    if sorted(labels) != ["1", "2", "3"]:
+        raise DataError(f"{where}: labels '{row['labels']}' are not the values 1, 2 and 3 in some order; correct them")
+    to_acdc = np.zeros(256, np.uint8)  # value in the cohort's mask → in ACDC's
+    to_acdc[[int(label) for label in labels]] = (1, 2, 3)
+
+    image, mask = (_open(table.parent / row[column]) for column in ("image", "mask"))
+    if image.shape != mask.shape:
+        raise DataError(f"{where}: the mask has shape {mask.shape}, its image {image.shape}; correct the table")
+    frames = {}
+    for phase in ("ED", "ES"):
+        if not row[phase].isdigit() or not 1 <= int(row[phase]) <= image.shape[3]:
+            raise DataError(f"{where}: {phase} is {row[phase]}, of {image.shape[3]} frames counted from 1; correct it")
+        frames[phase] = int(row[phase])
+
+    folder = root / split / f"patient_{name}"
+    folder.mkdir(parents=True)
+    facts = frames | {"Group": row["group"], "Height": 0, "NbFrame": image.shape[3], "Weight": 0}  # 0: not known
+    (folder / "Info.cfg").write_text("".join(f"{key}: {value}\n" for key, value in facts.items()))
+    for frame in frames.values():
+        path = folder / f"{folder.name}_frame{frame:02d}"
+        _save(image, _frame(image, frame), Path(f"{path}.nii.gz"))
+        values = _frame(mask, frame)
+        if values.min() < 0 or values.max() > 3:
+            raise DataError(f"{table.parent / row['mask']}: has values other than 0, 1, 2, 3; name another mask")
+        _save(mask, to_acdc[values.astype(np.uint8)], Path(f"{path}_gt.nii.gz"))
+    cine = folder / f"{folder.name}_4d.nii.gz"
+    if row["image"].endswith(".nii.gz"):
+        shutil.copyfile(table.parent / row["image"], cine)
+    else:
+        nib.save(image, cine)
+
+
+def _open(path: Path) -> nib.Nifti1Image:
+    """The header of a file with frames; its voxels are read one frame at a time."""
+    try:
+        nifti = nib.load(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; correct the table") from None
+    except (*UNREADABLE, nib.filebasedimages.ImageFileError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); name another file in the table") from error
+    if len(nifti.shape) != 4:
+        raise DataError(f"{path}: has shape {nifti.shape}, not (X, Y, Z, frames); name another file in the table")
+    return nifti
+
+
+def _frame(nifti: nib.Nifti1Image, frame: int) -> np.ndarray:
+    """Volume (X, Y, Z) of a frame counted from 1."""
+    try:
+        return np.asarray(nifti.dataobj[..., frame - 1])
+    except UNREADABLE as error:
+        path = nifti.get_filename()
+        raise DataError(f"{path}: cannot be read ({error}); name another file in the table") from error
+
+
+def _save(source: nib.Nifti1Image, voxels: np.ndarray, path: Path) -> None:
+    """A volume with the voxel's size of the file it comes from."""
+    volume = nib.Nifti1Image(voxels, source.affine)
+    volume.header.set_zooms(source.header.get_zooms()[:3])
+    nib.save(volume, path)

@@ -1,0 +1,86 @@
+"""Other cohorts: what is written in ACDC's layout is what the table named."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from hcm_helpers.acdc import DataError, find_patients, read_cine, read_volume
+from hcm_helpers.cohort import convert_cohort
+from hcm_helpers.slices import prepare
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 900, (20, 24, 3, 6)).astype(np.int16)
+MASK = np.zeros((20, 24, 3, 6), np.uint8)
+MASK[4:14, 6:16] = 2
+MASK[6:12, 8:14] = 1  # the left ventricle in M&Ms
+MASK[0:3, 6:12, :, :] = 3  # the right one
+
+
+def write_table(folder, lines, header="patient,group,image,mask,ED,ES,labels,split"):
+    for name, voxels in (("a.nii.gz", IMAGE), ("a_gt.nii.gz", MASK)):
+        nifti = nib.Nifti1Image(voxels, np.diag([1.5, 1.4, 9.0, 1.0]))
+        nifti.header.set_zooms((1.5, 1.4, 9.0, 0.03))
+        nib.save(nifti, folder / name)
+    (folder / "cohort.csv").write_text("\n".join([header, *lines]) + "\n")
+    return folder / "cohort.csv"
+
+
+def test_frames_labels_and_spacing(tmp_path):
+    table = write_table(
+        tmp_path, ["A0S9,HCM,a.nii.gz,a_gt.nii.gz,2,5,3 2 1,training", "B1,NOR,a.nii.gz,a_gt.nii.gz,1,4,,testing"]
+    )
+    first, second = find_patients(convert_cohort(table, tmp_path / "root"))
+    assert (first.name, first.group, first.official_split) == ("patient_A0S9", "HCM", "training")
+    assert (second.name, second.group, second.official_split) == ("patient_B1", "NOR", "testing")
+    for phase, frame in (("ED", 2), ("ES", 5)):
+        volume = read_volume(first, phase)
+        np.testing.assert_array_equal(volume.image, IMAGE[..., frame - 1])
+        np.testing.assert_array_equal(volume.mask, np.array([0, 3, 2, 1])[MASK[..., frame - 1]])
+        np.testing.assert_allclose(volume.spacing, (1.5, 1.4, 9.0))
+    np.testing.assert_array_equal(read_volume(second, "ED").mask, MASK[..., 0])  # labels as in ACDC
+    np.testing.assert_array_equal(np.stack(list(read_cine(first)), axis=3), IMAGE)
+
+
+def test_it_can_be_prepared(tmp_path):
+    table = write_table(tmp_path, ["A,HCM,a.nii.gz,a_gt.nii.gz,1,2,3 2 1,"])
+    slices = prepare(convert_cohort(table, tmp_path / "root"), tmp_path / "slices", 32, frames="all")
+    assert len(slices) == 3 * 6
+    assert set(slices.manifest["group"]) == {"HCM"}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("A,HMC,a.nii.gz,a_gt.nii.gz,1,2,,", "patient A: unknown group 'HMC'; it must be one of NOR"),
+        ("A,HCM,b.nii.gz,a_gt.nii.gz,1,2,,", "b.nii.gz: there is no such file; correct the table"),
+        ("A,HCM,a.nii.gz,cohort.csv,1,2,,", "cohort.csv: cannot be read"),
+        ("A,HCM,a.nii.gz,a_gt.nii.gz,0,2,,", "patient A: ED is 0, of 6 frames counted from 1"),
+        ("A,HCM,a.nii.gz,a_gt.nii.gz,1,7,,", "patient A: ES is 7, of 6 frames counted from 1"),
+        ("A,HCM,a.nii.gz,a_gt.nii.gz,1,x,,", "patient A: ES is x"),
+        ("A,HCM,a.nii.gz,a.nii.gz,1,2,,", "a.nii.gz: has values other than 0, 1, 2, 3"),
+        ("A,HCM,a.nii.gz,a_gt.nii.gz,1,2,3 2,", "patient A: labels '3 2' are not the values 1, 2 and 3"),
+        ("A,HCM,a.nii.gz,a_gt.nii.gz,1,2,,test", "patient A: unknown split 'test'"),
+        ("../A,HCM,a.nii.gz,a_gt.nii.gz,1,2,,", "patient ../A: a name may hold letters"),
+    ],
+)
+def test_what_is_refused_leaves_nothing_behind(tmp_path, line, sentence):
+    table = write_table(tmp_path, [line])
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(DataError) as raised:
+        convert_cohort(table, tmp_path / "root")
+    assert sentence in str(raised.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_table_that_cannot_be_used(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere.csv: there is no such file"):
+        convert_cohort(tmp_path / "nowhere.csv", tmp_path / "root")
+    with pytest.raises(DataError, match=r"cohort.csv: has no column mask, ES; it needs"):
+        convert_cohort(write_table(tmp_path, ["A,HCM,a.nii.gz,1"], "patient,group,image,ED"), tmp_path / "root")
+    with pytest.raises(DataError, match="holds no patients"):
+        convert_cohort(write_table(tmp_path, []), tmp_path / "root")
+    line = "A,HCM,a.nii.gz,a_gt.nii.gz,1,2,,"
+    with pytest.raises(DataError, match="names a patient twice"):
+        convert_cohort(write_table(tmp_path, [line, line]), tmp_path / "root")
+    with pytest.raises(DataError, match="is not an empty folder"):
+        convert_cohort(write_table(tmp_path, [line]), tmp_path)
