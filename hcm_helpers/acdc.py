@@ -18,10 +18,13 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from hcm_helpers.files import sha256
+
 GROUPS = ("NOR", "MINF", "DCM", "HCM", "RV")
 PHASES = ("ED", "ES")  # end-diastole: the ventricle is full; end-systole: it has contracted
 UNREADABLE = (OSError, EOFError, ValueError, zlib.error, WrapStructError, HeaderDataError)  # what a bad file raises
 BACKGROUND, RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE = range(4)  # the values in a mask
+SPACING_MM = ((0.3, 5), (0.3, 5), (1, 20))  # what a voxel of a short-axis stack can measure along x, y, z
 
 
 class DataError(ValueError):
@@ -70,6 +73,11 @@ class Volume:
     mask: np.ndarray | None
     spacing: tuple[float, float, float]
 
+    @property
+    def digest(self) -> str:
+        """sha256 of the image: the same for the same voxels, whatever the file's type."""
+        return sha256(self.image.shape, self.image.T)
+
 
 def find_patients(root: str | Path) -> list[Patient]:
     """All patients below a folder, in the order of their names.
@@ -81,39 +89,33 @@ def find_patients(root: str | Path) -> list[Patient]:
     Raises:
         DataError: no patient there, one without Info.cfg, an unknown group, or a name that stands twice.
     """
-    patients = []
-    for split, folder in _patient_folders(Path(root)):
-        info = read_info(folder / "Info.cfg")
-        patients.append(
-            Patient(
-                name=folder.name,
-                folder=folder,
-                group=info["Group"],
-                end_diastole=info["ED"],
-                end_systole=info["ES"],
-                num_frames=info["NbFrame"],
-                height_cm=info["Height"],
-                weight_kg=info["Weight"],
-                official_split=split,
-            )
-        )
+    patients = [read_patient(split, folder) for split, folder in patient_folders(root)]
     if not patients:
         problem = "holds no patientNNN folders" if Path(root).is_dir() else "there is no such folder"
         raise DataError(f"{root}: {problem}; data/README.md says where to get ACDC and where to put it")
-    patients.sort(key=lambda patient: patient.name)
-    for first, second in pairwise(patients):
-        if first.name == second.name:
-            raise DataError(f"{second.folder}: {first.folder} has the same name; keep one of the two")
-    return patients
+    for problem in same_names([patient.folder for patient in patients]):
+        raise DataError(problem)
+    return sorted(patients, key=lambda patient: patient.name)
+
+
+def same_names(folders: list[Path]) -> list[str]:
+    """A sentence for each patient's folder whose name another has as well."""
+    neighbours = pairwise(sorted(folders, key=lambda folder: folder.name))
+    return [
+        f"{second}: {first} has the same name; keep one of the two"
+        for first, second in neighbours
+        if first.name == second.name
+    ]
 
 
 def holds_acdc(root: str | Path) -> bool:
     """Whether there are patients in the ACDC layout below a folder; reads none of them."""
-    return any((folder / "Info.cfg").is_file() for _, folder in _patient_folders(Path(root)))
+    return any((folder / "Info.cfg").is_file() for _, folder in patient_folders(root))
 
 
-def _patient_folders(root: Path) -> list[tuple[str, Path]]:
-    """Pairs (official split, folder of a patient) below a folder."""
+def patient_folders(root: str | Path) -> list[tuple[str, Path]]:
+    """Pairs (official split, folder of a patient) below a folder as `find_patients` takes it; none is read."""
+    root = Path(root)
     for base in (root, root / "database", root / "ACDC" / "database"):
         found = [
             (split, folder)
@@ -124,6 +126,30 @@ def _patient_folders(root: Path) -> list[tuple[str, Path]]:
         if found:
             return found
     return [("training", folder) for folder in sorted(root.glob("patient*")) if folder.is_dir()]
+
+
+def read_patient(official_split: str, folder: Path) -> Patient:
+    """The patient of one folder, by its Info.cfg.
+
+    Args:
+        official_split: "training" or "testing".
+        folder: patientNNN.
+
+    Raises:
+        DataError: as `read_info`.
+    """
+    info = read_info(folder / "Info.cfg")
+    return Patient(
+        name=folder.name,
+        folder=folder,
+        group=info["Group"],
+        end_diastole=info["ED"],
+        end_systole=info["ES"],
+        num_frames=info["NbFrame"],
+        height_cm=info["Height"],
+        weight_kg=info["Weight"],
+        official_split=official_split,
+    )
 
 
 def read_info(path: str | Path) -> dict:
@@ -168,8 +194,8 @@ def read_volume(patient: Patient, phase: str) -> Volume:
         phase: "ED" or "ES".
 
     Raises:
-        DataError: a file that is missing, cut short or not three-dimensional; NaN or infinity, or one grey
-            value throughout; a mask of another shape, or with other values than 0 to 3.
+        DataError: a file that is missing, cut short or not three-dimensional; voxels of an impossible size; NaN
+            or infinity, or one grey value throughout; a mask of another shape, or with other values than 0 to 3.
     """
     path = patient.image_path(phase)
     image, spacing = _read_nifti(path)
@@ -198,7 +224,8 @@ def read_cine(patient: Patient) -> Iterator[np.ndarray]:
     """The frames of a patient's cine one after the other, (X, Y, Z) float32 each; no more than one is in memory.
 
     Raises:
-        DataError: a file that is missing, cut short or not four-dimensional.
+        DataError: a file that is missing, cut short or not four-dimensional; another number of frames than
+            Info.cfg says.
     """
     path = patient.cine_path
     try:
@@ -207,6 +234,10 @@ def read_cine(patient: Patient) -> Iterator[np.ndarray]:
             shape, dtype = header.get_data_shape(), header.get_data_dtype()
             if len(shape) != 4 or min(shape) < 1:
                 raise DataError(f"{path}: has shape {shape}, not (X, Y, Z, frames); download this patient again")
+            if shape[3] != patient.num_frames:
+                raise DataError(
+                    f"{path}: has {shape[3]} frames, Info.cfg says {patient.num_frames}; download this patient again"
+                )
             slope, intercept = header.get_slope_inter()
             file.seek(header.get_data_offset())
             size = math.prod(shape[:3]) * dtype.itemsize
@@ -234,8 +265,12 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     spacing = tuple(float(zoom) for zoom in nifti.header.get_zooms()[:3])
     if voxels.ndim != 3 or voxels.size == 0:
         raise DataError(f"{path}: has shape {voxels.shape}, not (X, Y, Z); download this patient again")
-    if not all(math.isfinite(zoom) and zoom > 0 for zoom in spacing):
-        raise DataError(f"{path}: has voxels of {spacing} mm; download this patient again")
+    if not all(low <= zoom <= high for zoom, (low, high) in zip(spacing, SPACING_MM, strict=True)):  # nor NaN
+        size = " × ".join(f"{zoom:g}" for zoom in spacing)
+        raise DataError(
+            f"{path}: has voxels of {size} mm, which no scanner takes (0.3 to 5 mm in the plane, 1 to 20 mm from "
+            "slice to slice); download this patient again"
+        )
     return voxels, spacing
 
 

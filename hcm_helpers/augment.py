@@ -45,13 +45,14 @@ def cutout(x: Tensor, ratio: float = 0.5) -> Tensor:
     return x * ~cut[:, None]
 
 
-def jitter(x: Tensor, degrees: float = 10.0, shift: float = 0.05, scale: float = 0.08) -> Tensor:
-    """Each image of (B, 1, H, W) turned, shifted and scaled by a little, as another examination would lie.
+def jitter(x: Tensor, degrees: float = 25.0, shift: float = 0.08, scale: float = 0.15, gamma: float = 0.3) -> Tensor:
+    """Each image of (B, 1, H, W) turned, shifted, scaled and in other tones, as another examination would be.
 
     Args:
         degrees: largest rotation either way.
         shift: largest translation either way, as a share of the side.
         scale: largest enlargement or reduction, as a share.
+        gamma: brightness v in [0, 1] becomes v to a power of at most this much above or below 1.
     """
     n, device = len(x), x.device
     angle = (torch.rand(n, device=device) * 2 - 1) * degrees * torch.pi / 180
@@ -62,4 +63,6 @@ def jitter(x: Tensor, degrees: float = 10.0, shift: float = 0.05, scale: float =
         [torch.stack([cosine, -sine, offset[:, 0]], 1), torch.stack([sine, cosine, offset[:, 1]], 1)], 1
     )
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    moved = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    power = 1 + (torch.rand(n, 1, 1, 1, device=device) * 2 - 1) * gamma
+    return ((moved + 1) / 2).clamp(1e-6, 1) ** power * 2 - 1  # above 0, where a root has no slope

@@ -1,8 +1,11 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and what tells contents apart."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -15,3 +18,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     part = path.with_name(f".{path.name}.part")
     write(part)
     os.replace(part, path)
+
+
+def sha256(*contents) -> str:
+    """The digest of some bytes, arrays or tuples of numbers."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(repr(content).encode() if isinstance(content, tuple) else np.ascontiguousarray(content))
+    return digest.hexdigest()

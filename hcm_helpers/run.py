@@ -55,10 +55,10 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     "quick": {},  # the notebooks as they are stored: the phantom, small pictures, minutes on two CPU cores
     "cpu": {  # 64×64, real patients where there are any, within an hour on two CPU cores
         "data_preparation": {"image_size": 64},
-        "vae": {"epochs": 80, "patience": 20},
+        "vae": {"epochs": 120, "patience": 40, "latent_dim": 32},
         "gan": {"epochs": 220},
         "dcgan": GAN_64,
-        "acgan": GAN_64 | {"epochs": 50, "validate_every": 5},  # five times as many slices
+        "acgan": GAN_64 | {"epochs": 80, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
         "diffusion": {"epochs": 130, "learning_rate": 5e-4, "ema_decay": 0.998, "sampling_steps": 30},
     },

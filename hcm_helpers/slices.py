@@ -361,7 +361,7 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
         ]
     facts = {
         "rows": rows,
-        "digests": [_sha256(volume) for volume in volumes.values()],
+        "digests": [volume.digest for volume in volumes.values()],
         "left_out": left_out,
         "centred_by": centred_by,
         "cut_off": 1 - heart_inside / heart if heart else 0.0,
@@ -578,13 +578,6 @@ def _crop(taps: Taps) -> tuple[slice, Taps]:
     used = taps.index[taps.weight > 0]
     start, stop = int(used.min()), int(used.max()) + 1
     return slice(start, stop), Taps(np.clip(taps.index, start, stop - 1) - start, taps.weight)
-
-
-def _sha256(volume: Volume) -> str:
-    """The digest of a volume's shape and voxels, whatever its mask is."""
-    digest = hashlib.sha256(repr(volume.image.shape).encode())
-    digest.update(np.ascontiguousarray(volume.image.T))
-    return digest.hexdigest()
 
 
 def _write_header(file, shape: tuple[int, ...], dtype: type) -> None:

@@ -139,25 +139,25 @@ def test_draws_differ_between_images_and_agree_between_equal_seeds():
 
 def test_jitter_by_nothing_is_the_identity():
     x = torch.rand(5, 1, 32, 32) * 2 - 1
-    assert torch.allclose(jitter(x, degrees=0.0, shift=0.0, scale=0.0), x, atol=1e-5)
+    assert torch.allclose(jitter(x, degrees=0.0, shift=0.0, scale=0.0, gamma=0.0), x, atol=1e-5)
 
 
 @pytest.mark.parametrize(("value", "turns"), [(1.0, 1), (0.0, -1)])
 def test_jitter_by_90_degrees_is_a_quarter_turn(monkeypatch, value, turns):
     """Also tells the direction: the largest angle turns counter-clockwise, as torch.rot90 does."""
-    out = turned_by(monkeypatch, value, letter(), degrees=90.0, shift=0.0, scale=0.0)
+    out = turned_by(monkeypatch, value, letter(), degrees=90.0, shift=0.0, scale=0.0, gamma=0.0)
     assert torch.allclose(out, torch.rot90(letter(), turns, dims=(2, 3)), atol=1e-4)
     assert not torch.allclose(out, torch.rot90(letter(), -turns, dims=(2, 3)), atol=0.1)
 
 
 def test_jitter_shifts_by_a_share_of_the_side(monkeypatch):
-    out = turned_by(monkeypatch, 1.0, letter(), degrees=0.0, shift=0.125, scale=0.0)
+    out = turned_by(monkeypatch, 1.0, letter(), degrees=0.0, shift=0.125, scale=0.0, gamma=0.0)
     assert torch.allclose(out[..., :28, :28], letter()[..., 4:, 4:], atol=1e-4)  # an eighth of 32
 
 
 def test_jitter_scales_about_the_centre(monkeypatch):
     """Sampling twice as far from the centre draws the picture at half its size: 2×2 pixels become one."""
-    out = turned_by(monkeypatch, 1.0, letter(64), degrees=0.0, shift=0.0, scale=1.0)
+    out = turned_by(monkeypatch, 1.0, letter(64), degrees=0.0, shift=0.0, scale=1.0, gamma=0.0)
     assert torch.allclose(out[..., 16:48, 16:48], F.avg_pool2d(letter(64), 2), atol=1e-4)
 
 
@@ -165,7 +165,7 @@ def test_jitter_stays_within_its_limits_and_draws_each_image_by_itself():
     """A spot right of the centre moves: its direction then gives the angle, its distance the scale."""
     y, x = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - 31.5, indexing="ij")
     spot = 2 * torch.exp(-(y.square() + (x - 16).square()) / 8) - 1
-    out = jitter(spot.expand(300, 1, 64, 64), degrees=10.0, shift=0.0, scale=0.08)[:, 0] + 1
+    out = jitter(spot.expand(300, 1, 64, 64), degrees=10.0, shift=0.0, scale=0.08, gamma=0.0)[:, 0] + 1
     total = out.sum((1, 2))
     across, down = (out * x).sum((1, 2)) / total, (out * y).sum((1, 2)) / total
     degrees = torch.atan2(down, across) * 180 / math.pi
@@ -174,6 +174,13 @@ def test_jitter_stays_within_its_limits_and_draws_each_image_by_itself():
     assert 1 / 1.08 - 0.01 < distance.min() < 0.94
     assert 1.07 < distance.max() < 1 / 0.92 + 0.01
     assert degrees.std() > 4  # spread over the range, not at its ends or all alike
+
+
+@pytest.mark.parametrize(("value", "power"), [(1.0, 1.3), (0.0, 0.7)])
+def test_jitter_changes_the_tones_by_a_power(monkeypatch, value, power):
+    x = torch.rand(1, 1, 32, 32) * 2 - 1
+    out = turned_by(monkeypatch, value, x, degrees=0.0, shift=0.0, scale=0.0, gamma=0.3)
+    torch.testing.assert_close((out + 1) / 2, ((x + 1) / 2) ** power, atol=1e-4, rtol=0)
 
 
 def test_jitter_keeps_the_range_and_lets_the_gradient_through():

@@ -206,3 +206,34 @@ def test_samples_are_the_decoded_prior():
     assert z.shape == (20000, 6)
     assert torch.allclose(z.mean(0), torch.zeros(6), atol=0.03)
     assert torch.allclose(torch.cov(z.T), torch.eye(6), atol=0.05)
+
+
+def test_the_fitted_prior_lies_where_the_encoder_puts_the_images():
+    """Two heaps of clouds: the fitted prior draws from both and from nowhere between; N(0, I) draws between them."""
+
+    class Heaps(nn.Module):
+        def forward(self, x):
+            sign = torch.where(x[:, 0, 0, 0] > 0, 1.0, -1.0)[:, None]
+            return 3 * sign * torch.ones(len(x), 6), torch.full((len(x), 6), math.log(0.1**2))
+
+    model = small(augment=False, prior_components=2)
+    model.encoder, model.decoder = Heaps(), nn.Identity()
+    images = torch.ones(40, 1, 32, 32)
+    images[10:] = -1  # a quarter is in the first heap
+    state = torch.get_rng_state()
+    model.fit_prior(images)
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's randomness is left alone
+    z = model.sample(20000, generator=torch.Generator().manual_seed(0))
+    first = z[:, 0] > 0
+    assert first.float().mean() == pytest.approx(0.25, abs=0.02)
+    for heap, centre in ((z[first], 3.0), (z[~first], -3.0)):
+        assert torch.allclose(heap.mean(0), torch.full((6,), centre), atol=0.03)
+        assert torch.allclose(heap.std(0), torch.full((6,), 0.1), atol=0.03)
+
+
+def test_the_fitted_prior_is_saved_with_the_weights():
+    model, again = small(), small()
+    model.fit_prior(batch(20).images)
+    again.load_state_dict(model.state_dict())
+    first, second = (m.sample(3, generator=torch.Generator().manual_seed(0)) for m in (model.eval(), again.eval()))
+    assert torch.equal(first, second)
