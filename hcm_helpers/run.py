@@ -535,6 +535,7 @@ def phantom_command(folder, patients, seed) -> None:
 @click.option(
     "--group",
     type=click.Choice(acdc.GROUPS, case_sensitive=False),
+    metavar="|".join(acdc.GROUPS),
     help="Whose hearts to draw.  [default: HCM, if the model has learned it]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="The same seed draws the same images.")

@@ -19,7 +19,7 @@ from hcm_helpers.models.vae import VAE
 SIZE = {"image_size": 32, "width": 8}
 LATENT = SIZE | {"latent_dim": 4}
 PARAMETERS = {
-    "vae": LATENT | {"augment": True},
+    "vae": LATENT | {"augment": True, "prior_components": 2},
     "gan": LATENT | {"label_smoothing": 0.1, "gradient_penalty": 0.0},
     "dcgan": LATENT | {"label_smoothing": 0.1, "gradient_penalty": 0.0, "augment": True},
     "acgan": LATENT | {"class_weight": 0.2, "label_smoothing": 0.1, "augment": True, "num_classes": 5},
@@ -342,7 +342,7 @@ def test_a_run_may_be_a_path(here, monkeypatch):
 def test_weights_and_parameters_that_do_not_fit():
     training.save_weights(VAE(32, 5, 8), Path("runs/small/vae"))
     assert "weights of another network" in refusal("vae", "--out", "out")
-    facts = {"groups": ["HCM"], "image_size": 32, "width": 8, "augment": True}
+    facts = {"groups": ["HCM"], "image_size": 32, "width": 8, "augment": True, "prior_components": 2}
     training.write_run_json("runs/small/vae", parameters=facts)
     assert "lacks the parameter 'latent_dim'" in refusal("vae", "--out", "out")
 
