@@ -538,5 +538,38 @@ def convert_command(table, folder) -> None:
     click.echo(f"{len(acdc.find_patients(folder))} patients in {folder}")
 
 
+@cli.command("sample")
+@click.argument("run")
+@click.argument("model")
+@click.option("-n", "n", type=click.IntRange(min=1), default=1000, help="Number of images.")
+@click.option("--out", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Their folder.")
+@click.option("--format", "file_format", type=click.Choice(["png", "nifti", "npz"]), default="png")
+@click.option(
+    "--group",
+    type=click.Choice(acdc.GROUPS, case_sensitive=False),
+    metavar="|".join(acdc.GROUPS),
+    help="Whose hearts to draw.  [default: HCM, if the model has learned it]",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="The same seed draws the same images.")
+@click.option("--force", is_flag=True, help="Replace an earlier export in DIR; other files are never removed.")
+def sample_command(run, model, n, folder, file_format, group, seed, force) -> None:
+    """Draw images from MODEL of RUN, a name below runs/ or a path, into files with a manifest and a MONAI datalist.
+
+    The same command goes on with an export that was interrupted.
+    """
+    with _errors_to_exit_codes():
+        models = [name for name in STEPS.values() if name]
+        if model not in models:
+            raise _unknown("model", model, models)
+        from hcm_helpers import export
+
+        try:
+            settings = export.sample(run, model, n, folder, file_format, group, seed, force)
+        except KeyboardInterrupt:
+            click.echo("hcm: interrupted; the same command goes on with it", err=True)
+            sys.exit(130)
+    click.echo(f"{n} images of {settings['group']} in {folder}")
+
+
 if __name__ == "__main__":
     cli()

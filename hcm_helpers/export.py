@@ -1,0 +1,274 @@
+"""Images of a trained run as files for other programs: 16-bit PNG, NIfTI or one npz, with a manifest and a datalist.
+
+Image i of a seed is the same whatever the number of images, and however often the export was interrupted: images are
+drawn in blocks of 50, each from a seed of its own and always whole.
+"""
+
+import gzip
+import hashlib
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hcm_helpers import training
+from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.files import write_whole
+from hcm_helpers.models.acgan import ACGAN
+from hcm_helpers.models.dcgan import DCGAN
+from hcm_helpers.models.diffusion import Diffusion
+from hcm_helpers.models.gan import GAN
+from hcm_helpers.models.infogan import InfoGAN
+from hcm_helpers.models.vae import VAE
+from hcm_helpers.slices import load_slices
+
+NETWORKS = {"vae": VAE, "gan": GAN, "dcgan": DCGAN, "acgan": ACGAN, "infogan": InfoGAN, "diffusion": Diffusion}
+SUFFIXES = {"png": "png", "nifti": "nii.gz", "npz": "npy"}  # of an image; those of an npz wait in .npy for the others
+TABLES = ("samples.npz", "manifest.csv", "datalist.json")
+STATE = "export.json"
+BLOCK = 50  # images drawn from one seed
+
+Settings = dict[str, Any]
+
+
+def sample(
+    run: str | Path,
+    model: str,
+    n: int,
+    folder: str | Path,
+    file_format: str = "png",
+    group: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> Settings:
+    """Draw n images from a trained model into a folder, or go on with an unfinished export there.
+
+    Args:
+        run: the run's folder, or its name below runs/.
+        model: a key of NETWORKS.
+        n: how many images, at least 1.
+        folder: gets the images, manifest.csv, datalist.json and export.json, which says how far the export is.
+        file_format: a key of SUFFIXES.
+        group: one of GROUPS; None: HCM from a conditional model, from another what it has learned.
+        seed: 0 to 2³² − 1; the same seed, weights and machine give the same bytes.
+        force: replace an earlier export in the folder.
+
+    Returns:
+        What was exported: the settings that export.json holds.
+
+    Raises:
+        DataError: no such run or trained model, a group it cannot draw, or a folder with something else in it.
+    """
+    source, folder = find_run(run), Path(folder)
+    network, facts = load_model(source / model, model)
+    settings = {
+        "run": source.name,
+        "model": model,
+        "group": choose_group(model, facts["parameters"], group),
+        "seed": seed,
+        "images": n,
+        "format": file_format,
+        "weights_sha256": hashlib.sha256((source / model / "weights.safetensors").read_bytes()).hexdigest(),
+    }
+    if file_format == "nifti":
+        settings["spacing_mm"] = spacing(source, facts)
+    prepare_folder(folder, settings, force)
+
+    paths = [folder / name for name in image_names(settings)]
+    with tqdm(total=n, desc=model, unit="image", disable=None) as bar:  # in a terminal only
+        for start in range(0, n, BLOCK):
+            block = paths[start : start + BLOCK]
+            if not all(path.is_file() for path in block):
+                images = draw(network, settings, start // BLOCK)[: len(block)]
+                for path, image in zip(block, images[:, 0].numpy(), strict=True):
+                    write_whole(path, lambda part, image=image: write_image(part, image, settings))
+            bar.update(len(block))
+    if file_format == "npz":
+        images = torch.from_numpy(np.stack([np.load(path) for path in paths]))[:, None]
+        training.save_samples(images, folder, torch.full((n,), label(settings)))
+        for path in paths:
+            path.unlink()
+    write_tables(folder, settings)
+    write_state(folder, settings, finished=True)
+    return settings
+
+
+def find_run(run: str | Path) -> Path:
+    """The run's folder, from its name below runs/ or its path; DataError if there is none."""
+    for folder in (Path("runs") / run, Path(run)):
+        if folder.is_dir():
+            return folder.resolve()
+    raise DataError(f"{run}: there is no such run below runs/ and no such folder; `hcm run --run {run}` makes one")
+
+
+def load_model(folder: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network in a model's folder, built by the parameters in its run.json, and that run.json.
+
+    Raises:
+        DataError: run.json or the weights are missing, broken or do not fit each other.
+    """
+    path = folder / "run.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        parameters = facts["parameters"]
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: train this model to its end, by its notebook or by `hcm run`") from None
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path} is broken ({error!r}): train this model again") from error
+    arguments = list(inspect.signature(NETWORKS[name]).parameters)
+    for key in ("groups", *arguments):
+        if key not in parameters:
+            raise DataError(f"{path} lacks the parameter {key!r}: train this model again")
+    network = NETWORKS[name](**{key: parameters[key] for key in arguments})
+    return training.load_weights(network, folder).to(training.make_fabric().device), facts
+
+
+def choose_group(model: str, parameters: dict[str, Any], wanted: str | None) -> str:
+    """The group of the images: the wanted one, if the model can draw it; NOR+HCM of one that learned both as one.
+
+    Raises:
+        DataError: it cannot.
+    """
+    groups = parameters["groups"] if parameters.get("num_classes") else ["+".join(parameters["groups"])]
+    group = wanted or ("HCM" if "HCM" in groups else groups[0])
+    if group not in groups:
+        raise DataError(f"--group {group}: this {model} has learned to draw {' or '.join(groups)} only; leave it out")
+    return group
+
+
+def label(settings: Settings) -> int:
+    """The index of the images' group in GROUPS, −1 for a mixture."""
+    return GROUPS.index(settings["group"]) if settings["group"] in GROUPS else -1
+
+
+def spacing(run: Path, facts: dict[str, Any]) -> list[float]:
+    """Width, height and thickness of a pixel in mm, the last the median over the slices that the model learned from.
+
+    Raises:
+        DataError: the run's slices are not there any more, or are others.
+    """
+    train = load_slices(run / "slices", "train", facts["parameters"]["groups"])
+    if train.fingerprint != facts["data"]:
+        raise DataError(
+            f"{run / 'slices'}: are not the slices that this model learned from, so that the size of its pixels "
+            "is not known; train it again or choose --format png"
+        )
+    return [train.pixel_mm, train.pixel_mm, float(train.manifest["thickness_mm"].median())]
+
+
+def prepare_folder(folder: Path, settings: Settings, force: bool) -> None:
+    """Let the folder hold an unfinished export with these settings: the one it holds, or one without images.
+
+    Raises:
+        DataError: something would be lost; nothing has been changed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder}: is a file; name a folder")
+    held = list(folder.iterdir()) if folder.is_dir() else []
+    held = [path for path in held if path.name != f".{STATE}.part"]  # an interruption at the very beginning
+    state = read_state(folder)
+    if state and not state["finished"] and not force:
+        before = state["settings"]
+        other = [name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name)]
+        if other:
+            raise DataError(
+                f"{folder}: holds an unfinished export of another {' and '.join(sorted(other))}; "
+                "repeat its command, replace it by --force, or name another folder"
+            )
+        return
+    if held and not force:
+        what = "an export, which --force would replace" if state else "files, and this command adds to no others"
+        raise DataError(f"{folder}: holds {what}; name another folder")
+
+    names = {*image_names(state["settings"]), *TABLES, STATE} if state else set()
+    names |= {f".{name}.part" for name in names}  # what an interruption leaves of `write_whole`
+    for path in held:
+        if path.name not in names or path.is_dir():
+            raise DataError(f"{folder}: holds {path.name}, which is of no export of ours; name another folder")
+    for path in held:
+        if path.name != STATE:  # to the last, this folder is known as ours
+            path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_state(folder, settings, finished=False)
+
+
+def image_names(settings: Settings) -> list[str]:
+    """The file of each image: vae_00000.png and so on."""
+    return [f"{settings['model']}_{i:05d}.{SUFFIXES[settings['format']]}" for i in range(settings["images"])]
+
+
+def draw(network: nn.Module, settings: Settings, block: int) -> Tensor:
+    """All images of one block, (BLOCK, 1, S, S) in [−1, 1], on the CPU."""
+    # PyTorch's generator has 2³² seeds: from a place that the seed chooses they are counted on, so no two blocks share
+    # one. A block is never cut, as the last of fewer random numbers would be others.
+    first = int(np.random.SeedSequence(settings["seed"]).generate_state(1)[0])
+    labels = torch.full((BLOCK,), label(settings))
+    return training.generate(network, BLOCK, labels, seed=(first + block) % 2**32)
+
+
+def write_image(path: Path, image: np.ndarray, settings: Settings) -> None:
+    """One image (S, S) in [−1, 1]: a 16-bit PNG, a NIfTI of one slice that lies as ACDC's do, or a float32 array."""
+    if settings["format"] == "png":
+        Image.fromarray(to_grey(image, 65535).astype(np.uint16)).save(path, "PNG")
+    elif settings["format"] == "nifti":
+        voxels = to_grey(image, 4095).astype(np.int16).T[:, :, None]  # (x, y, z)
+        x, y, z = settings["spacing_mm"]
+        nifti = nib.Nifti1Image(voxels, np.diag([-x, -y, z, 1.0]))  # ACDC's signs: x to the left, y to the back
+        nifti.header.set_xyzt_units("mm")
+        path.write_bytes(gzip.compress(nifti.to_bytes(), mtime=0))
+    else:
+        with path.open("wb") as file:
+            np.save(file, image)
+
+
+def to_grey(image: np.ndarray, highest: int) -> np.ndarray:
+    """[−1, 1] → whole numbers 0 … highest."""
+    return np.rint((image.astype(np.float64) + 1) / 2 * highest)
+
+
+def write_tables(folder: Path, settings: Settings) -> None:
+    """manifest.csv, one row an image, and datalist.json, as `monai.data.load_decathlon_datalist` reads it."""
+    one_file = settings["format"] == "npz"
+    files = ["samples.npz"] * settings["images"] if one_file else image_names(settings)
+    columns = {name: settings[name] for name in ("model", "group", "seed")}
+    ends = {name: settings[name] for name in ("run", "weights_sha256")}
+    manifest = pd.DataFrame({"file": files, **columns, "index": range(len(files)), **ends})
+    write_whole(folder / "manifest.csv", lambda path: manifest.to_csv(path, index=False))
+
+    listed = [{"image": file, "label": label(settings)} for file in dict.fromkeys(files)]
+    datalist = {
+        "name": f"{settings['run']} {settings['model']} {settings['group']}",
+        "description": f"{settings['images']} synthetic cardiac MR slices, {settings['group']}, made by hcm-helpers; "
+        "for research only, under the licence of the images that the model has learned from",
+        "labels": {str(index): group for index, group in enumerate(GROUPS)},
+        "numTraining": len(listed),
+        "training": listed,
+    }
+    write_json(folder / "datalist.json", datalist)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `write_state` wrote, an empty dict where no export of ours has begun."""
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) and state.get("made_by") == "hcm sample" else {}
+
+
+def write_state(folder: Path, settings: Settings, finished: bool) -> None:
+    """Write export.json, by which an export of ours is known."""
+    write_json(folder / STATE, {"made_by": "hcm sample", "finished": finished, "settings": settings})
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
