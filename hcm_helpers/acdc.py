@@ -88,11 +88,16 @@ def find_patients(root: str | Path) -> list[Patient]:
     """
     patients = [read_patient(split, folder) for split, folder in patient_folders(root)]
     if not patients:
-        problem = "holds no patientNNN folders" if Path(root).is_dir() else "there is no such folder"
-        raise DataError(f"{root}: {problem}; data/README.md says where to get ACDC and where to put it")
+        raise no_patients(root)
     for problem in same_names([patient.folder for patient in patients]):
         raise DataError(problem)
     return sorted(patients, key=lambda patient: patient.name)
+
+
+def no_patients(root: str | Path) -> DataError:
+    """The error that says that a folder holds no patients."""
+    problem = "holds no patientNNN folders" if Path(root).is_dir() else "there is no such folder"
+    return DataError(f"{root}: {problem}; `hcm download` gets ACDC, and data/README.md says where else to put it")
 
 
 def same_names(folders: list[Path]) -> list[str]:
@@ -235,14 +240,15 @@ def read_cine(patient: Patient) -> np.ndarray:
 def _read_nifti(path: Path, axes: str = "XYZ") -> tuple[np.ndarray, tuple[float, float, float]]:
     """Voxels in the file's type, and the spacing in mm along x, y, z; DataError where they cannot be had."""
     try:
-        nifti = nib.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))
-        voxels = np.asarray(nifti.dataobj)
+        content = gzip.decompress(path.read_bytes())
+        header = nib.Nifti1Header(content[:348], check=False)  # the check would make 1 mm of 0 mm
+        voxels = np.asarray(nib.Nifti1Image.from_bytes(content).dataobj)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; download this patient again") from None
     except (OSError, EOFError, ValueError, zlib.error, WrapStructError, HeaderDataError) as error:
         reason = " ".join(str(error).split())  # nibabel's messages run over several lines
         raise DataError(f"{path}: cannot be read ({reason}); download this patient again") from error
-    spacing = tuple(float(zoom) for zoom in nifti.header.get_zooms()[:3])
+    spacing = tuple(float(zoom) for zoom in header["pixdim"][1:4])
     if voxels.ndim != len(axes) or voxels.size == 0:
         raise DataError(f"{path}: has shape {voxels.shape}, not ({', '.join(axes)}); download this patient again")
     if not all(low <= zoom <= high for zoom, (low, high) in zip(spacing, SPACING_MM, strict=True)):  # nor NaN

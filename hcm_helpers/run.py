@@ -526,5 +526,41 @@ def phantom_command(folder, patients, seed) -> None:
     click.echo(f"{patients} patients in {written}")
 
 
+@cli.command("download")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), default=Path("data/acdc"))
+@click.option("--accept-license", is_flag=True, help="Accept the licence without being asked.")
+def download_command(folder, accept_license) -> None:
+    """Download ACDC, about 2 GB, and unpack it into DIR; goes on where an earlier call broke off."""
+    from hcm_helpers import download
+
+    click.echo(download.TERMS)
+    with _errors_to_exit_codes():
+        if acdc.holds_acdc(folder):
+            click.echo(f"{folder} holds ACDC already")
+            return
+        if not accept_license:
+            if not sys.stdin.isatty():
+                raise DataError("the licence is not accepted yet; read it and call with --accept-license")
+            click.confirm("Do you accept this licence?", abort=True)
+        download.download(folder)
+    click.echo(f"{len(acdc.patient_folders(folder))} patients in {folder}; `hcm check {folder}` reads them all")
+
+
+@cli.command("check")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def check_command(folder) -> None:
+    """Read every file of a data set; exit code 1 and a line a problem where something is wrong."""
+    from hcm_helpers.check import check
+
+    with _errors_to_exit_codes():
+        table, problems = check(folder)
+    click.echo(f"{table}\n")
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        sys.exit(1)
+    click.echo("no problems")
+
+
 if __name__ == "__main__":
     cli()
