@@ -163,8 +163,10 @@ def as_table(findings: Sequence[Findings]) -> str:
 
 
 def _range(numbers: Iterable[float]) -> str:
-    numbers = sorted(numbers)
-    return f"{numbers[0]:.4g}–{numbers[-1]:.4g}" if numbers else "none"
+    """6–21, or 10 where all are equal."""
+    different = sorted(set(numbers))
+    ends = different[:1] + different[1:][-1:]
+    return "–".join(f"{end:.4g}" for end in ends) or "none"
 
 
 def _tally(names: Iterable[str]) -> str:

@@ -50,7 +50,7 @@ def download(folder: str | Path, *, url: str = URL, sha256: str = SHA256, space:
         DataError: the folder is not empty, the disk too full, the server does not answer, or the archive is not the
             one expected or not safe to unpack; the folder is then as it was.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()  # where it is a link, its target is filled
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder} is not an empty folder: name another for ACDC, or remove this one")
     workplace = folder.with_name(f".{folder.name}.download")

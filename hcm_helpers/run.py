@@ -530,7 +530,10 @@ def phantom_command(folder, patients, seed) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), default=Path("data/acdc"))
 @click.option("--accept-license", is_flag=True, help="Accept the licence without being asked.")
 def download_command(folder, accept_license) -> None:
-    """Download ACDC, about 2 GB, and unpack it into DIR; goes on where an earlier call broke off."""
+    """Download and unpack ACDC into DIR (default: data/acdc).
+
+    It is about 2 GB; a broken download goes on where it broke, in the same call or the next.
+    """
     from hcm_helpers import download
 
     click.echo(download.TERMS)
@@ -549,7 +552,10 @@ def download_command(folder, accept_license) -> None:
 @cli.command("check")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def check_command(folder) -> None:
-    """Read every file of a data set; exit code 1 and a line a problem where something is wrong."""
+    """Read every file of a data set and tell its faults.
+
+    Where something is wrong, a line a problem and exit code 1.
+    """
     from hcm_helpers.check import check
 
     with _errors_to_exit_codes():

@@ -61,10 +61,10 @@ def test_table(root, folder):
     assert line(table, "NOR").split() == ["0", "0"]
     assert line(table, "all").split() == ["2", "1"]
     assert line(table, "volumes") == "6, and 1 cines"
-    assert line(table, "slices") == "5–5 a volume, 30 in all"
+    assert line(table, "slices") == "5 a volume, 30 in all"
     assert line(table, "in the plane") == "1.25–4 mm"
     assert line(table, "slice to slice") == "5–10 mm"
-    assert line(table, "matrix") == "40–40 × 36–36"
+    assert line(table, "matrix") == "40 × 36"
     assert line(table, "image types") == "int16 4, float64 2"
     assert line(table, "mask types") == "uint8 6"
     assert line(table, "same voxels") == "none"

@@ -135,6 +135,14 @@ def test_an_empty_folder_is_filled(server, source, tmp_path):
     assert tree(tmp_path / "acdc") == tree(source)
 
 
+def test_a_link_to_an_empty_folder_is_followed(server, source, tmp_path):
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    (tmp_path / "acdc").symlink_to(tmp_path / "disk" / "empty")
+    fetch(server, tmp_path / "acdc")
+    assert tree(tmp_path / "disk" / "empty") == tree(source)
+    assert names(tmp_path) == ["acdc", "disk"]
+
+
 def test_a_broken_transfer_goes_on_where_it_broke(server, source, archive, tmp_path):
     server.faults = ["breaks", "breaks"]
     fetch(server, tmp_path / "acdc")
