@@ -571,5 +571,47 @@ def sample_command(run, model, n, folder, file_format, group, seed, force) -> No
     click.echo(f"{n} images of {settings['group']} in {folder}")
 
 
+@cli.command("download")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), default=Path("data/acdc"))
+@click.option("--accept-license", is_flag=True, help="Accept the licence without being asked.")
+def download_command(folder, accept_license) -> None:
+    """Download and unpack ACDC into DIR (default: data/acdc).
+
+    It is about 2 GB; a broken download goes on where it broke, in the same call or the next.
+    """
+    from hcm_helpers import download
+
+    click.echo(download.TERMS)
+    with _errors_to_exit_codes():
+        if acdc.holds_acdc(folder):
+            click.echo(f"{folder} holds ACDC already")
+            return
+        if not accept_license:
+            if not sys.stdin.isatty():
+                raise DataError("the licence is not accepted yet; read it and call with --accept-license")
+            click.confirm("Do you accept this licence?", abort=True)
+        download.download(folder)
+    click.echo(f"{len(acdc.patient_folders(folder))} patients in {folder}; `hcm check {folder}` reads them all")
+
+
+@cli.command("check")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def check_command(folder) -> None:
+    """Read every file of a data set and tell its faults.
+
+    Where something is wrong, a line a problem and exit code 1.
+    """
+    from hcm_helpers.check import check
+
+    with _errors_to_exit_codes():
+        table, problems = check(folder)
+    click.echo(f"{table}\n")
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        sys.exit(1)
+    click.echo("no problems")
+
+
 if __name__ == "__main__":
     cli()

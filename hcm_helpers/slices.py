@@ -5,7 +5,6 @@ columns along x, so that `imshow` shows the usual view. What `prepare` writes st
 more than a few patients are in memory at once, however many there are.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -36,13 +35,13 @@ from hcm_helpers.acdc import (
     read_cine,
     read_volume,
 )
-from hcm_helpers.files import write_whole
+from hcm_helpers.files import sha256, write_whole
 
 IMAGE_SIZES = (32, 64, 128, 256)
 SPLITS = ("train", "validation", "test")
 FILES = ("images.npy", "manifest.csv", "masks.npy", "slices.json")
 FRAMES = ("ed_es", "all")
-MAPPED_FROM = 2**29  # bytes of images from which on they stay on disk and are read as they are used
+MAPPED_FROM = 2**26  # bytes of images from which on they stay on disk and are read as they are used
 
 
 @dataclass
@@ -167,16 +166,14 @@ def prepare(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir()
-        digest = hashlib.sha256(table)
         with (temporary / "images.npy").open("wb") as images, (temporary / "masks.npy").open("wb") as masks:
             _write_header(images, (len(manifest), 1, image_size, image_size), np.float32)
             _write_header(masks, (len(manifest), image_size, image_size), np.uint8)
             for part in parts:
-                with np.load(part.path, allow_pickle=False) as arrays:
-                    for file, name in ((images, "images"), (masks, "masks")):
-                        content = arrays[name].tobytes()
-                        file.write(content)
-                        digest.update(content)
+                content = memoryview(part.pixels.read_bytes())
+                start_of_masks = 4 * len(content) // 5  # four bytes a pixel of an image, one of a mask
+                images.write(content[:start_of_masks])
+                masks.write(content[start_of_masks:])
         facts = {
             "image_size": image_size,
             "field_of_view_mm": field_of_view,
@@ -192,13 +189,15 @@ def prepare(
             "centred_without_mask": {p.patient.name: p.centred_by for p in parts if p.centred_by != "mask"},
             "cut_off": {part.patient.name: round(part.cut_off, 4) for part in parts if part.cut_off},
             "padded": {part.patient.name: round(part.padded, 4) for part in parts if part.padded},
-            "fingerprint": digest.hexdigest(),
+            "fingerprint": sha256(table, *(part.fingerprint.encode() for part in parts)),
         }
         (temporary / "manifest.csv").write_bytes(table)
         (temporary / "slices.json").write_text(json.dumps(facts, indent=2) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
+    except PermissionError as error:  # on Windows, where a file that is mapped into memory cannot be replaced
+        raise DataError(f"{folder}: cannot be replaced ({error}); close the notebooks that read it") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(finished)
@@ -256,8 +255,9 @@ class Part:
     """What is known of one patient's slices, whose pixels lie in a file."""
 
     patient: Patient
-    path: Path  # .npz: images (n, S, S) float32 in [−1, 1] and masks (n, S, S) uint8
+    pixels: Path  # the bytes of images (n, S, S) float32 in [−1, 1], then of masks (n, S, S) uint8
     rows: list[dict]  # n rows of the manifest, without the split
+    fingerprint: str  # sha256 of the slices
     digests: list[str]  # sha256 of each phase's voxels
     left_out: int  # slices without left ventricle
     centred_by: str  # "mask", "cine" or "image"
@@ -270,18 +270,16 @@ def _part(patient: Patient, settings: Settings, folder: Path) -> Part:
     files = [patient.image_path(phase) for phase in PHASES] + [patient.mask_path(phase) for phase in PHASES]
     files += [patient.cine_path, patient.folder / "Info.cfg"]
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    key = hashlib.sha256(repr((settings, patient.folder, stats)).encode()).hexdigest()[:16]
-    path = folder / f"{patient.name}-{key}.npz"
+    key = sha256((settings, patient.folder, stats))[:16]
+    pixels, path = (folder / f"{patient.name}-{key}.{suffix}" for suffix in ("pixels", "json"))
     if not path.is_file():
         images, masks, facts = slice_patient(patient, settings)
-
-        def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:
-                np.savez(file, images=images, masks=masks, facts=np.array(json.dumps(facts)))
-
-        write_whole(path, write)
-    with np.load(path, allow_pickle=False) as arrays:
-        return Part(patient, path, **json.loads(str(arrays["facts"])))
+        with pixels.open("wb") as file:
+            file.write(images.tobytes())
+            file.write(masks.tobytes())
+        text = json.dumps(facts | {"fingerprint": sha256(images, masks)})
+        write_whole(path, lambda path: path.write_text(text))  # last, so that where it is both are whole
+    return Part(patient, pixels, **json.loads(path.read_text()))
 
 
 def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.ndarray, dict]:
@@ -320,7 +318,7 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
         x, columns = _crop(columns)  # first, so that nothing is computed on the rest of the volume
         y, lines = _crop(lines)
         crop = volume.image[x, y]
-        low, high = np.percentile(crop, (1, 99))
+        low, high = percentiles(crop, (1, 99))
         if low == high:
             raise DataError(
                 f"{patient.image_path(phase)}: around the heart, every voxel has the value {low:g}; "
@@ -330,8 +328,12 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
         inside = np.outer(lines.weight.any(axis=1), columns.weight.any(axis=1))
         if turn:
             stack, inside = turned(stack, turn, size), turned(inside[None].astype(float), turn, size)[0] > 0.5
-        stack = np.clip((stack - low) * (2 / (high - low)) - 1, -1, 1)
-        images.append(np.where(inside, stack, -1).astype(np.float32))
+        stack -= np.float32(low)
+        stack *= np.float32(2 / (high - low))
+        stack -= 1
+        np.clip(stack, -1, 1, out=stack)
+        stack[:, ~inside] = -1
+        images.append(stack)
         if volume.mask is None:
             masks.append(np.zeros((len(kept), size, size), dtype=np.uint8))
         else:
@@ -512,6 +514,20 @@ def triangle_taps(num_voxels: int, spacing: float, centre: float, image_size: in
     return Taps(np.clip(index, 0, num_voxels - 1), weight.astype(np.float32))
 
 
+def percentiles(grey: np.ndarray, q: Sequence[float]) -> np.ndarray:
+    """What np.percentile gives, by counting where the values are few whole numbers, as in nearly all MR images."""
+    if grey.min() < 0 or grey.max() >= 2**14:
+        return np.percentile(grey, q)
+    whole = grey.astype(np.int64)
+    if (whole != grey).any():
+        return np.percentile(grey, q)
+    rank = np.asarray(q) / 100 * (grey.size - 1)
+    up_to = np.cumsum(np.bincount(whole.ravel(order="K")))  # how many values are at most 0, 1, 2, …
+    below, above = (np.searchsorted(up_to, np.floor(rank) + step, side="right") for step in (0, 1))
+    above = np.minimum(above, len(up_to) - 1)
+    return below + (rank - np.floor(rank)) * (above - below)
+
+
 def resample(volume: np.ndarray, columns: Taps, lines: Taps) -> np.ndarray:
     """Every slice of a volume on the pixels of two `triangle_taps`.
 
@@ -520,8 +536,15 @@ def resample(volume: np.ndarray, columns: Taps, lines: Taps) -> np.ndarray:
     Shapes: volume (X, Y, Z), columns from X, lines from Y → (Z, S, S) float32, rows along y, columns along x.
     """
     stack = volume.T.astype(np.float32, copy=False)
-    stack = sum(stack[:, index] * weight[:, None] for index, weight in zip(*map(np.transpose, lines), strict=True))
-    return sum(stack[..., index] * weight for index, weight in zip(*map(np.transpose, columns), strict=True))
+    for axis, taps in ((1, lines), (2, columns)):
+        shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
+        total = np.float32(0)
+        for index, weight in zip(taps.index.T, taps.weight.T, strict=True):
+            part = stack.take(index, axis, mode="clip")  # no index is outside; the check of it costs a copy
+            part *= weight.reshape(shape)
+            total = np.add(total, part, out=part)
+        stack = total
+    return stack
 
 
 def resample_mask(mask: np.ndarray, columns: Taps, lines: Taps) -> np.ndarray:
@@ -530,9 +553,14 @@ def resample_mask(mask: np.ndarray, columns: Taps, lines: Taps) -> np.ndarray:
     c = np.flatnonzero(labelled.any(axis=1)[columns.index].any(axis=1))  # pixels that touch a label: a third,
     r = np.flatnonzero(labelled.any(axis=0)[lines.index].any(axis=1))  # the others are background
     columns_near, lines_near = (Taps(t.index[near], t.weight[near]) for t, near in ((columns, c), (lines, r)))
-    shares = [resample(mask == label, columns_near, lines_near) for label in range(LEFT_VENTRICLE + 1)]
+    shares = {label: resample(mask == label, columns_near, lines_near) for label in range(1, LEFT_VENTRICLE + 1)}
+    largest = 1 - sum(shares.values())  # so far, that of the background
+    winner = np.zeros(largest.shape, dtype=np.uint8)
+    for label, share in shares.items():
+        winner[share > largest] = label
+        np.maximum(largest, share, out=largest)
     labels = np.zeros((mask.shape[2], len(lines.index), len(columns.index)), dtype=np.uint8)
-    labels[:, r[:, None], c] = np.argmax(shares, axis=0)
+    labels[:, r[:, None], c] = winner
     return labels
 
 

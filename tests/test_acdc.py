@@ -230,10 +230,10 @@ def test_wrong_voxels(folder, tmp_path, name, voxels, words):
     assert_one_sentence(error, path, *words)
 
 
-@pytest.mark.parametrize("zoom", [np.nan, np.inf])
-def test_impossible_spacing(folder, tmp_path, zoom):
+@pytest.mark.parametrize("spacing", [(4, np.nan, 10), (4, np.inf, 10), (4, 4, 0), (0.2, 4, 10), (4, 4, 30)])
+def test_impossible_spacing(folder, tmp_path, spacing):
     path = folder / "patient007_frame01.nii.gz"
-    save_nifti(path, harm_image(1), (4, zoom, 10))
+    save_nifti(path, harm_image(1), spacing)
     with pytest.raises(DataError) as error:
         read_both(tmp_path)
     assert_one_sentence(error, path, "mm")

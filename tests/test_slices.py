@@ -19,6 +19,7 @@ from hcm_helpers.slices import (
     heart_centre,
     load_slices,
     moving_centre,
+    percentiles,
     pose_angle,
     prepare,
     resample,
@@ -638,3 +639,11 @@ def check_anatomy(slices):
     assert images[middle][masks[middle] == 3].mean() > images[middle][masks[middle] == 2].mean() + 0.5
     assert (masks[apex] >= 2).mean() < 0.6 * (masks[middle] >= 2).mean()
     assert (masks >= 2).any(axis=(1, 2)).mean() > 0.99  # a tip of a few voxels may vanish in a large pixel
+
+
+@pytest.mark.parametrize("top", [1, 7, 255, 4031])
+def test_percentiles_by_counting_are_numpy_s(top):
+    grey = np.random.default_rng(top).integers(0, top + 1, (31, 17, 3)).astype(np.float32)
+    for q in ((1, 99), (0, 100), (37.5, 50)):
+        np.testing.assert_allclose(percentiles(grey, q), np.percentile(grey, q), rtol=1e-6)
+    np.testing.assert_allclose(percentiles(grey - 0.5, (1, 99)), np.percentile(grey - 0.5, (1, 99)), rtol=1e-6)
