@@ -214,7 +214,7 @@ def test_cine_of_another_heart(root, folder):
 def test_cine_that_is_none(root, folder):
     path = folder / "patient007_4d.nii.gz"
     save_nifti(path, voxels(folder / "patient007_frame07.nii.gz"), (4, 4, 10))
-    assert check(root)[1] == [f"{path}: has shape (40, 36, 5), not (X, Y, Z, T); {AGAIN}"]
+    assert check(root)[1] == [f"{path}: has shape (40, 36, 5), not (X, Y, Z, frames); {AGAIN}"]
 
 
 def test_all_faults_are_told_and_the_rest_is_read(root, folder):
