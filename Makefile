@@ -27,9 +27,10 @@ test: $(STAMP)
 	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $(ARGS)
 
 bench: $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	@for benchmark in benchmarks/*.py; do \
 	    if [ -f "$$benchmark" ]; then echo "$$benchmark"; $(BIN)/python "$$benchmark" || exit 1; fi; \
 	done
