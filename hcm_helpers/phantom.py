@@ -52,7 +52,7 @@ TISSUES = {
     "spleen": (1050, 75, 0.80),
     "fluid": (2500, 800, 0.80),
     "bone": (1000, 30, 0.10),
-    "lung": (1200, 40, 0.12),
+    "lung": (1200, 40, 0.20),
 }
 FAT_SHIFT = -220.0  # Hz from water at 1.5 T
 
@@ -151,10 +151,14 @@ def steady_state(t1: float, t2: float, flip: float, repetition: float, offset: n
     return (1 - e1) * math.sin(flip) * np.sqrt(1 + e2**2 - 2 * e2 * cosine) / below
 
 
-def _signals(flip: float, repetition: float) -> dict[str, float]:
-    """The signal of each tissue, as a share of blood's; fat's is negative, at its own resonance."""
+def _signals(rng: np.random.Generator, flip: float, repetition: float) -> dict[str, float]:
+    """The signal of each tissue, as a share of blood's; fat's is negative, at its own resonance.
+
+    T1 and T2 differ from body to body.
+    """
     signals = {}
     for name, (t1, t2, density) in TISSUES.items():
+        t1, t2 = t1 * math.exp(rng.normal(0, 0.06)), t2 * math.exp(rng.normal(0, 0.18))
         shift, sign = (FAT_SHIFT, -1) if name in ("fat", "marrow") else (0.0, 1)
         signals[name] = sign * density * float(steady_state(t1, t2, flip, repetition, shift))
     return {name: value / signals["blood"] for name, value in signals.items()}
@@ -309,7 +313,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     part.paint(0.5 * part.edge(0.3 - np.abs(hull + 0.5 * thickness)) * (thickness > 4), tissue["bone"])
 
     # The right ventricle: a thin wall, blood, strands of muscle.
-    muscle = tissue["heart"] * (1 + 0.07 * medium + 0.05 * coarse)
+    muscle = tissue["heart"] * (1 + 0.1 * medium + 0.1 * coarse)
     part.paint(part.edge(right + 2, right_blur), muscle)
     inside = part.edge(right, right_blur)
     part.paint(inside, tissue["venous blood"] * rng.uniform(0.85, 1.2) * (1 + 0.1 * coarse + 0.06 * medium))
@@ -419,10 +423,10 @@ def make_patient(group: str, rng: np.random.Generator, cine: bool = False) -> tu
 
     grid, thickness = _place(rng, heart)
     flip, repetition = math.radians(rng.uniform(45, 70)), rng.uniform(2.8, 3.5)
-    scene, depth = _surroundings(rng, grid, heart, _signals(flip, repetition))
+    scene, depth = _surroundings(rng, grid, heart, _signals(rng, flip, repetition))
     falloff = np.exp(-depth / rng.uniform(150, 600)) + rng.uniform(0, 0.25) * np.exp(-depth / 18)
-    shading = falloff * np.exp(0.2 * _texture(rng, grid, 110, 1))
-    sampled, noise = (rng.uniform(0.8, 1.2), rng.uniform(0.7, 1.1)), rng.uniform(0.006, 0.025)
+    shading = falloff * np.exp(0.3 * _texture(rng, grid, 110, 1))
+    sampled, noise = (rng.uniform(0.75, 1.05), rng.uniform(0.65, 0.95)), rng.uniform(0.006, 0.03)
     scale, scanner, tissue = rng.uniform(170, 420), rng.integers(2**32), rng.integers(2**32)
 
     def frame(number):
