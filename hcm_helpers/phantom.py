@@ -43,8 +43,8 @@ from hcm_helpers.heart import (
 # T1 and T2 in ms at 1.5 T and density of protons; blood is fresh, unsaturated, and gains through its density.
 TISSUES = {
     "blood": (1550, 240, 1.25),
-    "venous blood": (1550, 180, 1.20),
-    "heart": (1000, 48, 0.85),
+    "venous blood": (1550, 170, 1.10),
+    "heart": (1000, 52, 0.88),
     "muscle": (1010, 38, 0.80),
     "fat": (300, 70, 0.90),
     "marrow": (550, 55, 0.70),
@@ -52,7 +52,7 @@ TISSUES = {
     "spleen": (1050, 75, 0.80),
     "fluid": (2500, 800, 0.80),
     "bone": (1000, 30, 0.10),
-    "lung": (1200, 40, 0.20),
+    "lung": (1200, 40, 0.30),
 }
 FAT_SHIFT = -220.0  # Hz from water at 1.5 T
 
@@ -91,8 +91,8 @@ class Scene:
         self.signal += cover * (signal - self.signal)
 
     def edge(self, depth: np.ndarray, width: np.ndarray | float = 0.0) -> np.ndarray:
-        """Cover of voxels that lie `depth` mm inside a surface: soft over one pixel, or over `width` mm."""
-        return np.clip(0.5 + depth / np.maximum(np.float32(self.grid.pixel), width), 0, 1)
+        """Cover of voxels that lie `depth` mm inside a surface: soft over 2 mm, or over `width` mm."""
+        return np.clip(0.5 + depth / np.maximum(np.float32(2), width), 0, 1)
 
     def part(self, rows: slice, columns: slice) -> "Scene":
         """A window of the same memory."""
@@ -233,7 +233,7 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
 
     # Below the diaphragm, on which the heart lies: liver with vessels in front, spleen behind, fat with bowel.
     floor = heart.radius + 0.8 * float(heart.wall.mean()) + rng.uniform(-9, 3)
-    dome = rng.uniform(-0.35, 0.1) * u - (u - rng.uniform(-20, 40)) ** 2 / rng.uniform(260, 500)
+    dome = rng.uniform(-0.35, 0.1) * u - (u - rng.uniform(-10, 50)) ** 2 / rng.uniform(350, 900)
     below = v - np.maximum(floor - 0.2 * s, 16) + dome - 3 * _texture(rng, grid, 40, 1)
     ground = inside * scene.edge(below)
     veins = np.clip(2.5 * (_texture(rng, grid, 5) + 0.3 * lumps - 1.9), 0, 1)
@@ -266,9 +266,9 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
         ((spine[0] - rng.uniform(26, 40), spine[1] - rng.uniform(-10, 20)), 11, 400),
     ):
         radii = size * rng.uniform(0.9, 1.3), size * rng.uniform(0.7, 1.0), height
-        scene.blob((u0, v0, 0.0), [r + 3.5 for r in radii], inside, fat, lumps)
-        scene.blob((u0, v0, 0.0), [r + 1.5 for r in radii], inside, tissue["muscle"])
-        scene.blob((u0, v0, 0.0), radii, inside, rng.uniform(0.6, 1.05) * (1 + 0.08 * lumps))
+        scene.blob((u0, v0, 0.0), [r + 4 for r in radii], inside, fat, 3 * lumps)
+        scene.blob((u0, v0, 0.0), [r + 1 for r in radii], inside, tissue["muscle"], lumps)
+        scene.blob((u0, v0, 0.0), radii, inside, rng.uniform(0.6, 1.05) * (1 + 0.1 * lumps), lumps)
     return scene, np.maximum(skin, 0)
 
 
@@ -308,8 +308,8 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
         0.2 + 2.5 * _texture(rng, part.grid, 22, 1) + 1.2 * coarse - a / 12 - u / 20 + b / 25 + (t > 0.8) * (4 - u / 6)
     )
     hull = 4 * np.logaddexp(epi / 4, (right + 2) / 4)
-    thickness = np.clip(heart.fat * layer, -1, 16)
-    part.paint(part.edge(hull + thickness), tissue["fat"] * (1 + 0.15 * medium))
+    thickness = np.clip(heart.fat * layer, 0.5, 16)
+    part.paint(part.edge(hull + thickness, 4), tissue["fat"] * (1 + 0.15 * medium))
     part.paint(0.5 * part.edge(0.3 - np.abs(hull + 0.5 * thickness)) * (thickness > 4), tissue["bone"])
 
     # The right ventricle: a thin wall, blood, strands of muscle.
