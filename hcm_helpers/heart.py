@@ -232,8 +232,8 @@ def _crescent(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.
     """A right ventricle that reaches `width` mm beyond the septum at the base; as in `right_ventricle`."""
     low = np.clip(t, 0, 1)[:, None]
     front = from_angle(np.pi)  # > 0 towards the outflow, < 0 towards the diaphragm
-    half = np.where(front > 0, 1.55 - 0.6 * low, 1.5 - 0.45 * low)  # angle from septum to insertion
-    arch = np.clip(1 - np.abs(front / half) ** 2.6, 0, None) ** 0.62
+    half = np.where(front > 0, 1.75 - 0.55 * low, 1.65 - 0.4 * low)  # angle from septum to insertion
+    arch = np.clip(1 - np.abs(front / half) ** 2.2, 0, None) ** 0.9
     taper = np.clip(1 - (low / 0.98) ** 2.4, 0, None) ** 0.6
     corner = 1 + 0.22 * _bump(front + 0.8, 0.35) * (0.4 + low) + 0.1 * _bump(front - 1.1, 0.3) * (1 - low)
     reach = 6 + width * taper * corner * _rows(heart.right_ripple, t)

@@ -199,16 +199,17 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
     scene = Scene(grid, np.zeros((len(s), *u.shape), np.float32), tissue)
     fibres, lumps = _texture(rng, grid, 5), _texture(rng, grid, 12)
     broad, warp = _texture(rng, grid, 45), _texture(rng, grid, 30, 1)
-    fat = tissue["fat"] * (1 + 0.08 * lumps + 0.08 * fibres)
+    septa = np.exp(-((lumps / 0.15) ** 2))
+    fat = tissue["fat"] * (1 + 0.08 * broad + 0.08 * fibres - 0.4 * septa)
 
     # The trunk. Its front wall is close to the right ventricle and nears the long axis towards the apex.
     fat_depth, muscle_depth = rng.uniform(5, 22), rng.uniform(10, 20)
     right = right_ventricle(heart, np.array([0.3]), left_ventricle(heart, np.array([0.3]), 0.0)[1], 0.0)
     reach = float(right.max()) * abs(math.cos(heart.axis))
-    front = np.maximum(reach + rng.uniform(3, 16) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
+    front = np.maximum(reach + rng.uniform(0, 24) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
     back, half_height = rng.uniform(125, 165), rng.uniform(180, 260)
     width = (back + front) / 2
-    p = (u + rng.uniform(-0.25, 0.3) * v + 9 * _texture(rng, grid, 80, 1) - (back - front) / 2) / width
+    p = (u + rng.uniform(-0.45, 0.4) * v + 9 * _texture(rng, grid, 80, 1) - (back - front) / 2) / width
     q = (v - rng.uniform(-20, 30)) / half_height
     skin = (1 - np.sqrt(p * p + q * q - 0.35 * (p * q) ** 2)) * width
     scene.paint(scene.edge(skin), tissue["muscle"])
@@ -222,7 +223,7 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
     # The chest: lung with vessels, more of them towards its root, ribs in the wall, fat under the pleura.
     pleura = muscle - muscle_depth - 2 * lumps[:1]
     inside = scene.edge(pleura)
-    vessels = np.clip(4 * (_texture(rng, grid, 3) + 0.5 * broad + 0.1 * lumps + u / 250 - 2.3), 0, 1)
+    vessels = np.clip(4 * (_texture(rng, grid, 4) + 0.6 * broad + 0.1 * lumps + u / 250 - 2.3), 0, 1)
     scene.paint(inside, tissue["lung"] * (1 + 0.3 * broad + 0.2 * fibres) * rng.uniform(0.5, 1.3))
     scene.paint(inside * vessels, rng.uniform(0.6, 1.3) * tissue["blood"])
     along = (np.arctan2(q, p) * half_height / 26 + rng.uniform(0, 1)) % 1 - 0.5
@@ -297,6 +298,14 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
         for radii in (endo_radii, epi_radii, right_radii, np.maximum(1 / np.hypot(1, slant), 0.4))
     )
     endo, epi, right = endo - distance, epi - distance, (right - distance) * straight
+    mask = np.zeros(scene.signal.shape, np.uint8)
+    labels = mask[:, *window]
+    labels[(right > 0) & (epi <= 0) & (t >= 0) & (t < 0.98)] = 1
+    labels[(epi > 0) & (t >= 0)] = 2
+    labels[(endo > 0) & (t >= 0) & (endo_radii.mean(axis=1) > 2)[:, None, None]] = 3
+
+    # The painted surfaces are uneven, as their tissue is.
+    endo, epi, right = endo + 0.4 * medium, epi + 0.5 * medium + 0.5 * coarse, right + 0.6 * medium + 0.8 * coarse
     endo_blur, epi_blur, right_blur = (
         np.clip(np.abs(np.gradient(radii.mean(axis=1))), 0, 12)[:, None, None].astype(np.float32)
         for radii in (endo_radii, epi_radii, right_radii)
@@ -317,7 +326,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     part.paint(part.edge(right + 2, right_blur), muscle)
     inside = part.edge(right, right_blur)
     part.paint(inside, tissue["venous blood"] * rng.uniform(0.85, 1.2) * (1 + 0.1 * coarse + 0.06 * medium))
-    strands = np.clip(0.9 * medium + 0.6 * fine - 0.6 + (4 - right) / 6 + 1.2 * (t - 0.4), 0, 0.85)
+    strands = np.clip(0.9 * medium + 0.6 * fine + 0.5 * coarse - 0.5 + (4 - right) / 6 + 1.2 * (t - 0.4), 0, 0.85)
     part.paint(inside * strands * heart.trabeculae, muscle)
 
     # The left ventricle: wall, blood that is fresh at the base and slow at the apex, and turbulent in places;
@@ -329,7 +338,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     flow = rng.uniform(0.95, 1.25, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
     part.paint(cavity, flow * (1 + 0.08 * coarse + 0.06 * medium + 0.04 * fine - turbulent))
     lateral = 0.35 * a / np.maximum(distance, 1) + 0.84 * np.clip(t, 0, 0.8)
-    fringe = np.clip(0.9 * fine + 0.7 * medium + lateral - 0.3 + (2.5 - endo) / 3.5, 0, 0.95)
+    fringe = np.clip(0.9 * fine + 0.7 * medium + lateral - 0.3 + (4 - endo) / 3.5, 0, 0.95)
     part.paint(cavity * fringe * heart.trabeculae * (t > 0.1), muscle)
     for angle, gap, size, level in heart.papillary:
         rim = endo_radii[:, np.abs(from_angle(angle)).argmin(), None, None].astype(np.float32)
@@ -344,11 +353,6 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     part.paint(part.edge(root + 2) * above, muscle)
     part.paint(part.edge(root) * above, 1.1 * (1 - turbulent))
 
-    mask = np.zeros(scene.signal.shape, np.uint8)
-    labels = mask[:, *window]
-    labels[(right > 0) & (epi <= 0) & (t >= 0) & (t < 0.98)] = 1
-    labels[(epi > 0) & (t >= 0)] = 2
-    labels[(endo > 0) & (t >= 0) & (endo_radii.mean(axis=1) > 2)[:, None, None]] = 3
     return mask
 
 
