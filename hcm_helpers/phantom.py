@@ -176,7 +176,7 @@ def _bands(rng: np.random.Generator, scene: Scene, flip: float, repetition: floa
     scene.signal *= np.where(scene.signal > 0, water.astype(np.float32), fat.astype(np.float32))
 
 
-def _acquire(rng: np.random.Generator, signal: np.ndarray, sampled: tuple[float, float], noise: float) -> np.ndarray:
+def _acquire(rng: np.random.Generator, signal: np.ndarray, sampled: np.ndarray, noise: float) -> np.ndarray:
     """The magnitude image from a k-space that is sampled up to a share of its width along each axis."""
     field = np.empty(signal.shape, np.complex64)
     field.real, field.imag = np.float32(noise) * rng.standard_normal((2, *signal.shape), dtype=np.float32)
@@ -430,7 +430,7 @@ def make_patient(group: str, rng: np.random.Generator, cine: bool = False) -> tu
     scene, depth = _surroundings(rng, grid, heart, _signals(rng, flip, repetition))
     falloff = np.exp(-depth / rng.uniform(150, 600)) + rng.uniform(0, 0.25) * np.exp(-depth / 18)
     shading = falloff * np.exp(0.3 * _texture(rng, grid, 110, 1))
-    sampled, noise = (rng.uniform(0.75, 1.05), rng.uniform(0.65, 0.95)), rng.uniform(0.006, 0.03)
+    sampled, noise = rng.uniform((0.55, 0.5), (1.0, 0.9)), rng.uniform(0.006, 0.035)
     scale, scanner, tissue = rng.uniform(170, 420), rng.integers(2**32), rng.integers(2**32)
 
     def frame(number):
