@@ -45,12 +45,12 @@ TISSUES = {
     "blood": (1550, 240, 1.25),
     "venous blood": (1550, 170, 1.10),
     "heart": (1000, 52, 0.88),
-    "muscle": (1010, 38, 0.80),
+    "muscle": (1010, 38, 0.90),
     "fat": (300, 70, 0.90),
     "marrow": (550, 55, 0.70),
-    "liver": (600, 38, 0.75),
+    "liver": (600, 38, 0.85),
     "spleen": (1050, 75, 0.80),
-    "fluid": (2500, 800, 0.80),
+    "fluid": (2500, 800, 0.60),
     "bone": (1000, 30, 0.10),
     "lung": (1200, 40, 0.30),
 }
@@ -105,7 +105,7 @@ class Scene:
         `signal` and `rough`, by how many mm the surface deviates, are numbers or as large as the scene.
         """
         (u0, v0, s0), (ru, rv, rs) = centre, radii
-        window = self.grid.window(u0, v0, max(ru, rv) + 3)
+        window = self.grid.window(u0, v0, max(ru, rv) + 10)
         part = self.part(*window)
         u, v = part.grid.body()
         flat, high = ((u - u0) / ru) ** 2 + ((v - v0) / rv) ** 2, ((part.grid.s - s0) / rs) ** 2
@@ -158,7 +158,7 @@ def _signals(rng: np.random.Generator, flip: float, repetition: float) -> dict[s
     """
     signals = {}
     for name, (t1, t2, density) in TISSUES.items():
-        t1, t2 = t1 * math.exp(rng.normal(0, 0.06)), t2 * math.exp(rng.normal(0, 0.18))
+        t1, t2 = t1 * math.exp(normal(rng, 0, 0.06)), t2 * math.exp(normal(rng, 0, 0.15))
         shift, sign = (FAT_SHIFT, -1) if name in ("fat", "marrow") else (0.0, 1)
         signals[name] = sign * density * float(steady_state(t1, t2, flip, repetition, shift))
     return {name: value / signals["blood"] for name, value in signals.items()}
@@ -200,10 +200,10 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
     fibres, lumps = _texture(rng, grid, 5), _texture(rng, grid, 12)
     broad, warp = _texture(rng, grid, 45), _texture(rng, grid, 30, 1)
     septa = np.exp(-((lumps / 0.15) ** 2))
-    fat = tissue["fat"] * (1 + 0.08 * broad + 0.08 * fibres - 0.4 * septa)
+    fat = tissue["fat"] * (1 + 0.08 * broad + 0.08 * fibres - 0.15 * septa)
 
     # The trunk. Its front wall is close to the right ventricle and nears the long axis towards the apex.
-    fat_depth, muscle_depth = rng.uniform(5, 22), rng.uniform(10, 20)
+    fat_depth, muscle_depth = rng.uniform(5, 26), rng.uniform(10, 24)
     right = right_ventricle(heart, np.array([0.3]), left_ventricle(heart, np.array([0.3]), 0.0)[1], 0.0)
     reach = float(right.max()) * abs(math.cos(heart.axis))
     front = np.maximum(reach + rng.uniform(0, 24) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
@@ -233,7 +233,7 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
     scene.paint(scene.edge(2 - np.abs(pleura + 1.5)) * np.clip(0.4 + lumps, 0, 1), fat)
 
     # Below the diaphragm, on which the heart lies: liver with vessels in front, spleen behind, fat with bowel.
-    floor = heart.radius + 0.8 * float(heart.wall.mean()) + rng.uniform(-9, 3)
+    floor = heart.radius + 0.8 * float(heart.wall.mean()) + rng.uniform(-11, 1)
     dome = rng.uniform(-0.35, 0.1) * u - (u - rng.uniform(-10, 50)) ** 2 / rng.uniform(350, 900)
     below = v - np.maximum(floor - 0.2 * s, 16) + dome - 3 * _texture(rng, grid, 40, 1)
     ground = inside * scene.edge(below)
@@ -257,7 +257,7 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
         scene.blob(place, radii, within, mottled, 2.5 * lumps)
 
     # Vessels with their walls: auricle and vena cava at the base, the descending aorta; and the spine.
-    spine = rng.uniform(88, 110), rng.uniform(20, 60), 0.0
+    spine = rng.uniform(90, 112), rng.uniform(30, 70), 0.0
     scene.blob(spine, (20, 26, 400), inside, tissue["bone"], lumps)
     scene.blob(spine, (17, 23, 400), inside, tissue["marrow"] * (1 + 0.15 * fibres), lumps)
     around = 1.25 * heart.radius
@@ -267,9 +267,9 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
         ((spine[0] - rng.uniform(26, 40), spine[1] - rng.uniform(-10, 20)), 11, 400),
     ):
         radii = size * rng.uniform(0.9, 1.3), size * rng.uniform(0.7, 1.0), height
-        scene.blob((u0, v0, 0.0), [r + 4 for r in radii], inside, fat, 3 * lumps)
-        scene.blob((u0, v0, 0.0), [r + 1 for r in radii], inside, tissue["muscle"], lumps)
-        scene.blob((u0, v0, 0.0), radii, inside, rng.uniform(0.6, 1.05) * (1 + 0.1 * lumps), lumps)
+        scene.blob((u0, v0, 0.0), [r + 4 for r in radii], inside, fat, 2 * lumps)
+        scene.blob((u0, v0, 0.0), [r + 0.5 for r in radii], inside, tissue["muscle"], lumps)
+        scene.blob((u0, v0, 0.0), radii, inside, rng.uniform(0.5, 1.0) * (1 + 0.1 * lumps), lumps)
     return scene, np.maximum(skin, 0)
 
 
@@ -280,10 +280,8 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     fine, medium, coarse = (_texture(rng, part.grid, scale) for scale in (2.8, 5, 16))
     u, v = part.grid.body()
     c, s = math.cos(heart.axis - math.pi), math.sin(heart.axis - math.pi)
-    breath = rng.normal(0, 0.6, (2, len(part.grid.s), 1, 1)) * rng.choice(
-        [1, 3], (1, len(part.grid.s), 1, 1), p=[0.9, 0.1]
-    )
-    breath = breath.astype(np.float32)  # mm: a breath-hold a slice, some of them missed
+    held = rng.choice([1, 3], (len(part.grid.s), 1, 1), p=[0.9, 0.1])  # a breath a slice, some not held as well
+    breath = (held * rng.normal(0, 0.6, (2, len(part.grid.s), 1, 1))).astype(np.float32)  # mm
     a, b = c * u + s * v + breath[0], c * v - s * u + breath[1]
     height = (part.grid.s - heart.descent * phase) / (heart.length - heart.descent * phase)
     t = height.astype(np.float32)[:, None, None]
@@ -305,7 +303,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     labels[(endo > 0) & (t >= 0) & (endo_radii.mean(axis=1) > 2)[:, None, None]] = 3
 
     # The painted surfaces are uneven, as their tissue is.
-    endo, epi, right = endo + 0.4 * medium, epi + 0.5 * medium + 0.5 * coarse, right + 0.6 * medium + 0.8 * coarse
+    endo, epi, right = endo + 0.4 * medium, epi + 0.5 * medium + 0.3 * coarse, right + 0.6 * medium + 0.4 * coarse
     endo_blur, epi_blur, right_blur = (
         np.clip(np.abs(np.gradient(radii.mean(axis=1))), 0, 12)[:, None, None].astype(np.float32)
         for radii in (endo_radii, epi_radii, right_radii)
@@ -314,7 +312,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     # Fat fills the grooves between the ventricles and lies thicker in front and around the apex; the pericardium
     # is a dark line in it.
     layer = (
-        0.2 + 2.5 * _texture(rng, part.grid, 22, 1) + 1.2 * coarse - a / 12 - u / 20 + b / 25 + (t > 0.8) * (4 - u / 6)
+        0.2 + 2.5 * _texture(rng, part.grid, 22, 1) + 0.6 * coarse - a / 12 - u / 20 + b / 25 + (t > 0.8) * (3 - u / 8)
     )
     hull = 4 * np.logaddexp(epi / 4, (right + 2) / 4)
     thickness = np.clip(heart.fat * layer, 0.5, 16)
@@ -335,7 +333,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     part.paint(part.edge(wall, epi_blur), muscle)
     cavity = part.edge(endo, endo_blur)
     turbulent = np.clip(coarse + 0.5 * medium - 1.5 - t, 0, 0.5)
-    flow = rng.uniform(0.95, 1.25, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
+    flow = rng.uniform(0.85, 1.2, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.25 * t)
     part.paint(cavity, flow * (1 + 0.08 * coarse + 0.06 * medium + 0.04 * fine - turbulent))
     lateral = 0.35 * a / np.maximum(distance, 1) + 0.84 * np.clip(t, 0, 0.8)
     fringe = np.clip(0.9 * fine + 0.7 * medium + lateral - 0.3 + (4 - endo) / 3.5, 0, 0.95)
