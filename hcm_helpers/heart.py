@@ -127,7 +127,7 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
         motion = motion * (1 - scar)
     elif group == "RV":
         ripple = ripple * (1 - rng.uniform(0.05, 0.18) * _bump(septum, 0.6))  # the septum is pressed flat
-    wall = wall * (1 - 0.65 * _bump(from_angle(OUTFLOW), 0.35) * _step(0.07 - height, 0.015))
+    wall = wall * (1 - 0.65 * _bump(from_angle(OUTFLOW), 0.4) * _step(0.09 - height, 0.015))
     heads = [
         (normal(rng, at, 0.15), rng.uniform(0, 5), rng.uniform(2.6, 5.0), rng.uniform(0.4, 0.6))
         for at in (-0.9, -0.6, 0.9, 1.3)
@@ -235,7 +235,11 @@ def _crescent(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.
     half = np.where(front > 0, 1.75 - 0.55 * low, 1.65 - 0.4 * low)  # angle from septum to insertion
     arch = np.clip(1 - np.abs(front / half) ** 2.2, 0, None) ** 0.9
     taper = np.clip(1 - (low / 0.98) ** 2.4, 0, None) ** 0.6
-    corner = 1 + 0.22 * _bump(front + 0.8, 0.35) * (0.4 + low) + 0.1 * _bump(front - 1.1, 0.3) * (1 - low)
+    corner = (
+        1
+        + 0.22 * _bump(front + 0.8, 0.35) * (0.4 + low)
+        + 0.3 * _bump(front - 1.05, 0.3) * np.clip(1 - 2.5 * low, 0, 1)
+    )
     reach = 6 + width * taper * corner * _rows(heart.right_ripple, t)
     return epi - 6 + reach * arch
 

@@ -256,20 +256,19 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
         scene.blob(place, [r + 1.5 for r in radii], within, tissue["muscle"], 2.5 * lumps)
         scene.blob(place, radii, within, mottled, 2.5 * lumps)
 
-    # Vessels with their walls: auricle and vena cava at the base, the descending aorta; and the spine.
+    # Vessels in their fat: auricle and coronary sinus at the base, the descending aorta; and the spine.
     spine = rng.uniform(90, 112), rng.uniform(30, 70), 0.0
     scene.blob(spine, (20, 26, 400), inside, tissue["bone"], lumps)
     scene.blob(spine, (17, 23, 400), inside, tissue["marrow"] * (1 + 0.15 * fibres), lumps)
     around = 1.25 * heart.radius
-    for (u0, v0), size, height in (
-        ((around * rng.normal(0.1, 0.2), -0.95 * around), 17, rng.uniform(6, 20)),
-        ((around * rng.normal(0.2, 0.2), 1.1 * around), 11, rng.uniform(6, 20)),
-        ((spine[0] - rng.uniform(26, 40), spine[1] - rng.uniform(-10, 20)), 11, 400),
+    for (u0, v0), size, height, sheath in (
+        ((around * rng.normal(0.0, 0.2), -0.9 * around), 13, rng.uniform(4, 16), 1),
+        ((around * rng.normal(0.2, 0.2), 0.95 * around), 5, rng.uniform(4, 16), 6),
+        ((spine[0] - rng.uniform(26, 40), spine[1] - rng.uniform(-10, 20)), 11, 400, 3),
     ):
-        radii = size * rng.uniform(0.9, 1.3), size * rng.uniform(0.7, 1.0), height
-        scene.blob((u0, v0, 0.0), [r + 4 for r in radii], inside, fat, 2 * lumps)
-        scene.blob((u0, v0, 0.0), [r + 0.5 for r in radii], inside, tissue["muscle"], lumps)
-        scene.blob((u0, v0, 0.0), radii, inside, rng.uniform(0.5, 1.0) * (1 + 0.1 * lumps), lumps)
+        radii = size * rng.uniform(0.8, 1.5), size * rng.uniform(0.6, 1.0), height
+        scene.blob((u0, v0, 0.0), [r + sheath for r in radii], inside, fat, 2 * lumps)
+        scene.blob((u0, v0, 0.0), radii, inside, rng.uniform(0.5, 1.0) * (1 + 0.15 * lumps), lumps)
     return scene, np.maximum(skin, 0)
 
 
@@ -333,7 +332,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     part.paint(part.edge(wall, epi_blur), muscle)
     cavity = part.edge(endo, endo_blur)
     turbulent = np.clip(coarse + 0.5 * medium - 1.5 - t, 0, 0.5)
-    flow = rng.uniform(0.85, 1.2, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.25 * t)
+    flow = rng.uniform(0.95, 1.2, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.25 * t)
     part.paint(cavity, flow * (1 + 0.08 * coarse + 0.06 * medium + 0.04 * fine - turbulent))
     lateral = 0.35 * a / np.maximum(distance, 1) + 0.84 * np.clip(t, 0, 0.8)
     fringe = np.clip(0.9 * fine + 0.7 * medium + lateral - 0.3 + (4 - endo) / 3.5, 0, 0.95)
@@ -347,7 +346,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
 
     # The root of the aorta, between the ventricles, and the outflow of the right one.
     root = 13 - np.hypot(a - 0.75 * heart.radius * math.cos(OUTFLOW), b - 0.75 * heart.radius * math.sin(OUTFLOW))
-    above = np.clip(-4 * t * heart.length / 10, 0, 1)
+    above = np.clip(0.4 - 20 * t, 0, 1)
     part.paint(part.edge(root + 2) * above, muscle)
     part.paint(part.edge(root) * above, 1.1 * (1 - turbulent))
 
