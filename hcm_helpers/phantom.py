@@ -43,16 +43,16 @@ from hcm_helpers.heart import (
 # T1 and T2 in ms at 1.5 T and density of protons; blood is fresh, unsaturated, and gains through its density.
 TISSUES = {
     "blood": (1550, 240, 1.25),
-    "venous blood": (1550, 170, 1.10),
+    "venous blood": (1550, 165, 1.05),
     "heart": (1000, 52, 0.88),
     "muscle": (1010, 38, 0.90),
     "fat": (300, 70, 0.90),
     "marrow": (550, 55, 0.70),
-    "liver": (600, 38, 0.85),
+    "liver": (600, 38, 0.75),
     "spleen": (1050, 75, 0.80),
     "fluid": (2500, 800, 0.60),
     "bone": (1000, 30, 0.10),
-    "lung": (1200, 40, 0.30),
+    "lung": (1200, 40, 0.48),
 }
 FAT_SHIFT = -220.0  # Hz from water at 1.5 T
 
@@ -203,7 +203,7 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
     fat = tissue["fat"] * (1 + 0.08 * broad + 0.08 * fibres - 0.15 * septa)
 
     # The trunk. Its front wall is close to the right ventricle and nears the long axis towards the apex.
-    fat_depth, muscle_depth = rng.uniform(5, 26), rng.uniform(10, 24)
+    fat_depth, muscle_depth = rng.uniform(6, 30), rng.uniform(12, 30)
     right = right_ventricle(heart, np.array([0.3]), left_ventricle(heart, np.array([0.3]), 0.0)[1], 0.0)
     reach = float(right.max()) * abs(math.cos(heart.axis))
     front = np.maximum(reach + rng.uniform(0, 24) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
@@ -234,7 +234,7 @@ def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: di
 
     # Below the diaphragm, on which the heart lies: liver with vessels in front, spleen behind, fat with bowel.
     floor = heart.radius + 0.8 * float(heart.wall.mean()) + rng.uniform(-11, 1)
-    dome = rng.uniform(-0.35, 0.1) * u - (u - rng.uniform(-10, 50)) ** 2 / rng.uniform(350, 900)
+    dome = rng.uniform(-0.2, 0.2) * u - (u - rng.uniform(10, 70)) ** 2 / rng.uniform(400, 1100)
     below = v - np.maximum(floor - 0.2 * s, 16) + dome - 3 * _texture(rng, grid, 40, 1)
     ground = inside * scene.edge(below)
     veins = np.clip(2.5 * (_texture(rng, grid, 5) + 0.3 * lumps - 1.9), 0, 1)
