@@ -355,7 +355,7 @@ def test_steady_state_agrees_with_the_pulses_one_by_one():
 
 
 def test_the_scanner_tells_nothing_about_the_group():
-    """Spacing, matrix and grey range come from the same dice: two groups, many seeds, the same distributions."""
+    """Pixel, slice distance and matrix come from the same dice: two groups, 300 hearts each, the same means."""
 
     def scanner(group, seed):
         rng = np.random.default_rng(seed)
