@@ -152,7 +152,7 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
 
 def _hypertrophy(rng: np.random.Generator, wall: float) -> np.ndarray:
     """Table of what HCM adds to the wall (mm): at the septum in most, else at the apex or all around."""
-    peak = float(np.clip(16.4 + rng.gamma(2.0, 1.8), None, 27)) - wall
+    peak = float(np.clip(15.2 + rng.gamma(2.0, 1.8), None, 27)) - wall
     height, septum = HEIGHTS[:, None], from_angle(np.pi + normal(rng, 0.45, 0.3))
     pattern = rng.choice(["septal", "apical", "concentric"], p=[0.65, 0.15, 0.2])
     if pattern == "septal":  # thickest in the basal to middle anteroseptal segments

@@ -517,7 +517,7 @@ def run_command(profile, data, run, seed, image_size, only, settings) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--patients", default=50, help="Number of patients; the five groups in turn.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="The same seed writes the same bytes.")
-@click.option("--cine", is_flag=True, help="Write the whole beat too, patientNNN_4d.nii.gz: ten times the time.")
+@click.option("--cine", is_flag=True, help="Write the whole beat too, patientNNN_4d.nii.gz: seven times the time.")
 def phantom_command(folder, patients, seed, cine) -> None:
     """Write a data set of synthetic hearts in ACDC's layout."""
     with _errors_to_exit_codes():

@@ -202,6 +202,20 @@ def test_an_infarct_is_thin_and_does_not_thicken():
     assert after[healthy] > before[healthy] + 1
 
 
+def test_outflow_tract_and_right_ventricle_lie_where_they_belong():
+    """Under the aortic root the wall is at most half as thick as below; the crescent covers the septum to t = 0.8."""
+    heights = np.array([0.01, 0.2, 0.8, 0.99])
+    for group in GROUPS:
+        heart = draw_heart(group, np.random.default_rng(3))
+        endo, epi = left_ventricle(heart, heights, 0.0)
+        root = np.abs(hearts.ANGLES - hearts.OUTFLOW).argmin()
+        wall = (epi - endo)[:, root]
+        assert wall[0] < 0.55 * wall[1]
+        depth = hearts.right_ventricle(heart, heights, epi, 0.0)[:, 0] - epi[:, 0]  # beside the septum, mm
+        assert depth[0] > depth[2] > 4
+        assert depth[3] < 2
+
+
 def test_right_ventricle_is_large_in_its_group(patients):
     def ratio(group):
         return np.mean([millilitres(p["ED"], 1) / millilitres(p["ED"], 3) for p in patients[group]])
@@ -341,7 +355,7 @@ def test_steady_state_agrees_with_the_pulses_one_by_one():
 
 
 def test_the_scanner_tells_nothing_about_the_group():
-    """Spacing, matrix and grey range come from the same dice: two groups, many seeds, the same distributions."""
+    """Pixel, slice distance and matrix come from the same dice: two groups, 300 hearts each, the same means."""
 
     def scanner(group, seed):
         rng = np.random.default_rng(seed)
