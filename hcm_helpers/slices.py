@@ -344,7 +344,9 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
             else:
                 masks.append(resample_mask(mask_crop[:, :, kept], columns, lines))
             heart += np.count_nonzero(volume.mask)
-            heart_inside += np.count_nonzero(mask_crop)
+            heart_inside += (
+                in_square(volume, centre, turn, settings.field_of_view) if turn else np.count_nonzero(mask_crop)
+            )
 
         base, apex = (labelled[0], labelled[-1]) if from_base else (labelled[-1], labelled[0])
         rows += [
@@ -446,6 +448,14 @@ def pose_angle(volumes: Sequence[Volume]) -> float:
             )
             axis += (left - right) * volume.spacing[:2]
     return math.atan2(axis[1], axis[0]) if axis.any() else 0.0
+
+
+def in_square(volume: Volume, centre: tuple[float, float], angle: float, field_of_view: float) -> int:
+    """How many labelled voxels lie in the square around a centre (mm) that is turned by an angle."""
+    count = np.count_nonzero(volume.mask, axis=2)
+    x, y = np.nonzero(count)
+    place = (x * volume.spacing[0] - centre[0] + 1j * (y * volume.spacing[1] - centre[1])) * np.exp(-1j * angle)
+    return int(count[x, y][np.maximum(np.abs(place.real), np.abs(place.imag)) <= field_of_view / 2].sum())
 
 
 def turned(stack: np.ndarray, angle: float, image_size: int) -> np.ndarray:

@@ -533,6 +533,22 @@ def test_the_canonical_pose(tmp_path):
         assert (mask == 3).sum() * 2.5**2 == pytest.approx(np.pi * 30**2, rel=0.02)
 
 
+def test_what_a_turn_cuts_off_is_told(tmp_path):
+    """A square of 96 mm fits into 100 mm; turned by 45°, as the right ventricle in its corner asks, it does not."""
+    mask = np.zeros((64, 64, 3), np.uint8)
+    mask[12:52, 12:52] = 2
+    mask[12:16, 12:16] = 1
+    noise = np.random.default_rng(0).uniform(0, 20, mask.shape)
+    write_patient(tmp_path / "root", 1, image=noise + 50 * mask, mask=mask, spacing=(2.4, 2.4, 8))
+    prepare(tmp_path / "root", tmp_path / "straight", 32, 100.0)
+    with pytest.warns(UserWarning, match="outside the field of view of 100 mm"):
+        prepare(tmp_path / "root", tmp_path / "turned", 32, 100.0, canonical_pose=True)
+    facts = [json.loads((tmp_path / name / "slices.json").read_text()) for name in ("straight", "turned")]
+    assert facts[0]["cut_off"] == {}
+    corner = (96 / np.sqrt(2) - 50) ** 2  # mm²: each corner is a right-angled triangle of this height
+    assert facts[1]["cut_off"]["patient001"] == pytest.approx(4 * corner / 96**2, abs=0.02)
+
+
 # --- what is refused
 
 
