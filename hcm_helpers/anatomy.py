@@ -70,7 +70,7 @@ def measure(mask: np.ndarray, pixel_mm: float) -> Anatomy:
     """
     mask = np.asarray(mask)
     if mask.ndim != 2 or not np.isin(mask, range(4)).all():
-        raise DataError(f"mask: must be (S, S) with values 0 to 3, not {mask.shape} of {mask.dtype}; see ACDC's masks")
+        raise DataError(f"mask: must be (S, S) with values 0 to 3, not {mask.shape} of {mask.dtype}; give one slice")
     if not 0 < pixel_mm < np.inf:
         raise DataError(f"pixel_mm = {pixel_mm}: must be a positive number of millimetres; take it from the slices")
     cavity_mm2, wall_mm2 = (float((mask == k).sum() * pixel_mm**2) for k in (LEFT_VENTRICLE, MYOCARDIUM))
@@ -285,7 +285,7 @@ def with_masks(slices: Slices) -> Slices:
     Raises:
         DataError: none of them was drawn.
     """
-    drawn = torch.from_numpy(slices.manifest["labelled"].to_numpy(dtype=bool))
+    drawn = torch.tensor(slices.manifest["labelled"].to_numpy(dtype=bool))
     if not drawn.any():
         raise DataError("slices: none has a mask to learn from; prepare patients with _gt.nii.gz files")
     manifest = slices.manifest[drawn.numpy()].reset_index(drop=True)
