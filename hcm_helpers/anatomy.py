@@ -1,0 +1,330 @@
+"""What a heart in a picture measures: a network that draws its mask, and the ring of wall that the mask shows.
+
+A mask is (S, S) uint8 with ACDC's values: 0 background, 1 right-ventricle cavity, 2 myocardium (the wall), 3
+left-ventricle cavity. Where it shows no plausible heart, nothing is measured but areas: there is no thickness of
+a wall that is not closed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from scipy.fft import fft, ifft
+from scipy.ndimage import binary_fill_holes, gaussian_filter1d, label
+from scipy.spatial import KDTree
+from scipy.stats import wasserstein_distance
+from skimage.measure import find_contours
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hcm_helpers.acdc import LEFT_VENTRICLE, MYOCARDIUM, RIGHT_VENTRICLE, DataError
+from hcm_helpers.augment import jitter
+from hcm_helpers.models.layers import Batch, adam, check_width, step
+from hcm_helpers.slices import Slices, check_image_size
+from hcm_helpers.training import make_fabric
+
+STRUCTURES = {"right ventricle": RIGHT_VENTRICLE, "myocardium": MYOCARDIUM, "left ventricle": LEFT_VENTRICLE}
+SPECK = 0.05  # what is below this share of a structure is a slip of the pen and no second piece or hole
+OPEN = 0.02  # share of the cavity's rim that may lack a wall: a gap of one pixel in a cavity 12 pixels wide
+WAVES = 6  # a contour is kept up to so many waves around: hypertrophy passes, the stairs of the pixels do not
+SMOOTH = 4  # pixels: standard deviation of the window along the contour in which a thickness is averaged
+REACH = 2  # pixels from the wall's outline within which it faces the right ventricle
+FEWEST = 10  # measurements that make a distribution
+
+
+# From a mask to millimetres
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What one mask shows. Lengths and asymmetry are NaN where it shows no plausible heart."""
+
+    plausible: bool  # one closed ring of wall round one cavity
+    reason: str  # why not; empty where it is
+    right_ventricle: bool  # whether a right ventricle lies against that ring, which near the apex none does
+    cavity_mm2: float  # left ventricle
+    wall_mm2: float
+    max_wall_mm: float
+    mean_wall_mm: float  # along the outer contour
+    asymmetry: float  # mean thickness where the wall faces the right ventricle, divided by that of the rest
+
+
+def measure(mask: np.ndarray, pixel_mm: float) -> Anatomy:
+    """Whether a mask shows a plausible heart, and how large it is.
+
+    Thickness is the distance from each point of the outer contour to the nearest of the inner one. Both contours
+    are drawn at half way between pixels and smoothed, and so is the thickness along them: a drawn pixel more or
+    less moves neither the mean nor the maximum by a pixel.
+
+    Args:
+        mask: (S, S) whole numbers 0 to 3.
+        pixel_mm: from one pixel to the next.
+
+    Raises:
+        DataError: another shape or other values, or a pixel size that is not positive.
+    """
+    mask = np.asarray(mask)
+    if mask.ndim != 2 or not np.isin(mask, range(4)).all():
+        raise DataError(f"mask: must be (S, S) with values 0 to 3, not {mask.shape} of {mask.dtype}; give one slice")
+    if not 0 < pixel_mm < np.inf:
+        raise DataError(f"pixel_mm = {pixel_mm}: must be a positive number of millimetres; take it from the slices")
+    cavity_mm2, wall_mm2 = (float((mask == k).sum() * pixel_mm**2) for k in (LEFT_VENTRICLE, MYOCARDIUM))
+    inner, outer, reason = _surfaces(mask)
+    if reason:
+        return Anatomy(False, reason, False, cavity_mm2, wall_mm2, np.nan, np.nan, np.nan)
+
+    outline = _contour(outer)
+    thickness = KDTree(_contour(inner)).query(outline)[0]
+    thickness = gaussian_filter1d(thickness, SMOOTH * len(outline) / _perimeter(outline), mode="wrap") * pixel_mm
+    right = np.argwhere(_largest(mask == RIGHT_VENTRICLE)[0])
+    septal = KDTree(right).query(outline)[0] <= REACH if len(right) else np.zeros(len(outline), bool)
+    faced = bool(septal.mean() >= SPECK)
+    known = faced and not septal.all()
+    asymmetry = thickness[septal].mean() / thickness[~septal].mean() if known else np.nan
+    lengths = float(thickness.max()), float(thickness.mean()), float(asymmetry)
+    return Anatomy(True, "", faced, cavity_mm2, wall_mm2, *lengths)
+
+
+def measure_all(masks: Iterable[np.ndarray], pixel_mm: float) -> pd.DataFrame:
+    """One row a mask of (N, S, S), the fields of `Anatomy` as columns; about a millisecond each at 64×64."""
+    rows = [asdict(measure(mask, pixel_mm)) for mask in masks]
+    return pd.DataFrame(rows, columns=[field.name for field in fields(Anatomy)])
+
+
+def wasserstein_mm(a: Iterable[float], b: Iterable[float]) -> float:
+    """Distance between two samples of a measure, in its unit: how far one must be moved, on average, to be the other.
+
+    Args:
+        a, b: such as `max_wall_mm` of generated and of real slices; NaN, not measurable, is left out.
+
+    Raises:
+        DataError: fewer than ten measurements in one of them.
+    """
+    samples = [np.asarray(sample, dtype=float) for sample in (a, b)]
+    samples = [sample[~np.isnan(sample)] for sample in samples]
+    for name, sample in zip("ab", samples, strict=True):
+        if len(sample) < FEWEST:
+            raise DataError(f"{name}: {len(sample)} measurements are no distribution; give at least {FEWEST} slices")
+    return float(wasserstein_distance(*samples))
+
+
+def _surfaces(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+    """The cavity without holes, the cavity with its wall, and the reason why this is no heart, if it is none."""
+    cavity, cavity_rest = _largest(mask == LEFT_VENTRICLE)
+    wall, wall_rest = _largest(mask == MYOCARDIUM)
+    cavity = binary_fill_holes(cavity)  # papillary muscles may be drawn as wall
+    wall &= ~cavity
+    heart = binary_fill_holes(cavity | wall)
+    if not wall.any() or not cavity.any():
+        reason = f"no {'cavity' if wall.any() else 'wall'}"
+    elif cavity_rest > SPECK or wall_rest > SPECK:
+        reason = f"the {'cavity' if cavity_rest > SPECK else 'wall'} is in pieces"
+    elif heart[[0, -1]].any() or heart[:, [0, -1]].any():
+        reason = "the wall reaches the edge of the picture"
+    elif _open_rim(cavity, wall) > OPEN:
+        reason = "the wall is open"
+    elif (heart & ~cavity & ~wall).sum() > SPECK * wall.sum():
+        reason = "the wall has a hole"
+    else:
+        reason = ""
+    return cavity, heart, reason
+
+
+def _largest(region: np.ndarray) -> tuple[np.ndarray, float]:
+    """The largest piece of a region, corners touching, and the share of the region that lies in the others."""
+    pieces, number = label(region, np.ones((3, 3)))
+    if number < 2:
+        return region, 0.0
+    sizes = np.bincount(pieces.ravel())[1:]
+    return pieces == 1 + sizes.argmax(), float(1 - sizes.max() / sizes.sum())
+
+
+def _open_rim(cavity: np.ndarray, wall: np.ndarray) -> float:
+    """Share of the cavity's rim, in edges of pixels, on whose other side there is no wall."""
+    rim = bare = 0
+    for cavity_, wall_ in ((cavity, wall), (cavity.T, wall.T)):
+        for inside, beyond in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+            edge = cavity_[inside] & ~cavity_[beyond]
+            rim += edge.sum()
+            bare += (edge & ~wall_[beyond]).sum()
+    return bare / rim
+
+
+def _contour(region: np.ndarray) -> np.ndarray:
+    """The outline of a region, smoothed: (points, 2) as (row, column), evenly spaced by about a quarter pixel.
+
+    Only the lowest waves around it are kept (Kuhl & Giardina 1982, doi 10.1016/0146-664X(82)90034-X), so that a
+    circle or an ellipse keeps its size, as it would not under a blur.
+    """
+    points = max(find_contours(region.astype(np.float32), 0.5), key=len)
+    along = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+    count = max(64, int(4 * along[-1]))
+    places = np.arange(count) * along[-1] / count
+    waves = fft(np.interp(places, along, points[:, 0]) + 1j * np.interp(places, along, points[:, 1]))
+    waves[WAVES + 1 : -WAVES] = 0
+    smooth = ifft(waves)
+    return np.stack([smooth.real, smooth.imag], axis=1)
+
+
+def _perimeter(outline: np.ndarray) -> float:
+    return float(np.hypot(*(outline - np.roll(outline, 1, axis=0)).T).sum())
+
+
+# From an image to a mask
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut. Shapes: (B, in_channels, H, W) → (B, out_channels, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.GroupNorm(8, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)),
+            *(nn.GroupNorm(8, out_channels), nn.SiLU(), nn.Dropout(dropout)),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.layers(x)
+
+
+class Segmenter(nn.Module):
+    """A U-Net (Ronneberger et al. 2015, arXiv 1505.04597) of residual blocks that draws the mask of a slice.
+
+    As in `diffusion.UNet`, four neighbouring pixels become four channels on the way in, and on the way out each
+    place draws its four pixels, so that no convolution runs at full size. `training.fit` trains it on slices
+    whose labels are their masks, see `with_masks`.
+
+    Args:
+        image_size: height and width of the image: 32, 64, 128 or 256.
+        width: channels at half size; doubled at each smaller one up to four times as many, down to 4×4.
+        dropout: share of features dropped in training below half size.
+
+    Shapes: (B, 1, image_size, image_size) in [−1, 1] → logits (B, 4, image_size, image_size), a channel a value
+    of the mask.
+    """
+
+    def __init__(self, image_size: int = 64, width: int = 32, dropout: float = 0.1):
+        super().__init__()
+        check_image_size(image_size)
+        check_width(width)
+        self.image_size = image_size
+        num_levels = (image_size // 4).bit_length() - 1  # 64: 32×32, 16×16, 8×8, 4×4
+        channels = [min(width * 2**level, 4 * width) for level in range(num_levels)]
+        drops = [0.0] + [dropout] * (num_levels - 1)
+        self.stem = nn.Conv2d(4, width, 3, padding=1)
+        self.down = nn.ModuleList(Block(c, c, drop) for c, drop in zip(channels, drops, strict=True))
+        self.up = nn.ModuleList(Block(2 * c, c, drop) for c, drop in zip(channels, drops, strict=True))
+        steps = list(pairwise(channels))
+        self.shrink = nn.ModuleList(nn.Conv2d(c, below, 3, stride=2, padding=1) for c, below in steps)
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(below, c, 2, stride=2) for c, below in steps)
+        self.middle = Block(channels[-1], channels[-1], dropout)
+        self.out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 16, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(F.pixel_unshuffle(x, 2))  # (B, 1, S, S) → (B, 4, S/2, S/2) → (B, width, S/2, S/2)
+        skips = []
+        for level, block in enumerate(self.down):
+            h = block(self.shrink[level - 1](h) if level else h)
+            skips.append(h)
+        h = self.middle(h)
+        for level, block in reversed(list(enumerate(self.up))):
+            h = block(torch.cat([h, skips[level]], dim=1))
+            h = self.grow[level - 1](h) if level else h
+        return F.pixel_shuffle(self.out(h), 2)
+
+    def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
+        """One Adam."""
+        return {"segmenter": adam(self.parameters(), learning_rate, betas)}
+
+    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+        """One step down the loss, on images turned, shifted, scaled and in other tones together with their masks."""
+        x, y = jitter_both(*batch)
+        loss = segmentation_loss(self(x), y)
+        step(optimizers["segmenter"], loss, fabric)
+        return {"loss": loss}
+
+    def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """The training loss on held-out images as they are; it draws nothing, so the generator has no use."""
+        return segmentation_loss(self(batch.images), batch.labels)
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Cross-entropy plus 1 − soft Dice, mean of the three structures: −log p_y + 1 − 2 Σ p y / (Σ p + Σ y).
+
+    The sums run over the batch, so that a slice without a structure does no harm.
+
+    Shapes: logits (B, 4, H, W), masks (B, H, W) with values 0 to 3 → ().
+
+    Source: Isensee et al. 2021 (nnU-Net), doi 10.1038/s41592-020-01008-z; soft Dice: Milletari et al. 2016, arXiv
+    1606.04797.
+    """
+    logits, masks = logits.float(), masks.long()
+    p = logits.softmax(dim=1)[:, 1:]
+    y = F.one_hot(masks, 4).movedim(-1, 1)[:, 1:]
+    overlap, total = (p * y).sum((0, 2, 3)), (p + y).sum((0, 2, 3))
+    return F.cross_entropy(logits, masks) + 1 - ((2 * overlap + 1) / (total + 1)).mean()
+
+
+def jitter_both(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """`augment.jitter` of images (B, 1, H, W) and their masks (B, H, W), moved alike."""
+    shares = F.one_hot(masks.long(), 4).movedim(-1, 1)
+    moved = jitter(torch.cat([images, shares.to(images)], dim=1))
+    return moved[:, :1], moved[:, 1:].argmax(dim=1)  # the change of tones keeps the order of the shares
+
+
+def with_masks(slices: Slices) -> Slices:
+    """The slices whose mask was drawn, with masks (N, S, S) in the labels' place: what `fit` gives a Segmenter.
+
+    Raises:
+        DataError: none of them was drawn.
+    """
+    drawn = torch.tensor(slices.manifest["labelled"].to_numpy(dtype=bool))
+    if not drawn.any():
+        raise DataError("slices: none has a mask to learn from; prepare patients with _gt.nii.gz files")
+    manifest = slices.manifest[drawn.numpy()].reset_index(drop=True)
+    masks = slices.masks[drawn]
+    return replace(slices, images=slices.images[drawn], labels=masks, masks=masks, manifest=manifest)
+
+
+@torch.no_grad()
+def segment(model: Segmenter, images: Tensor, batch_size: int = 64) -> Tensor:
+    """Masks (N, S, S) uint8 of images (N, 1, S, S) in [−1, 1], on the model's device, to the CPU.
+
+    Raises:
+        DataError: images of another size than the model's, outside [−1, 1] or not finite.
+    """
+    size = model.image_size
+    if images.ndim != 4 or tuple(images.shape[1:]) != (1, size, size):
+        raise DataError(f"images: must be (N, 1, {size}, {size}), as the segmenter is, not {tuple(images.shape)}")
+    if not len(images) or not images.abs().max() <= 1.001:  # a NaN compares as false
+        raise DataError("images: must be finite and in [−1, 1], at least one; draw them anew from their model")
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    with make_fabric().autocast():
+        masks = [model(part.to(device)).argmax(dim=1).to("cpu", torch.uint8) for part in images.split(batch_size)]
+    model.train(was_training)
+    return torch.cat(masks)
+
+
+def dice(prediction: Tensor, truth: Tensor) -> dict[str, float]:
+    """2 |A ∩ B| / (|A| + |B|) of each of STRUCTURES, over all slices given; NaN where neither mask has it.
+
+    ACDC's figure is the one of a patient's slices of one phase together.
+
+    Shapes: (N, S, S), (N, S, S) with values 0 to 3.
+
+    Raises:
+        DataError: their shapes differ.
+    """
+    if prediction.shape != truth.shape:
+        raise DataError(f"prediction {tuple(prediction.shape)} and truth {tuple(truth.shape)}: give masks of one shape")
+    overlap = {name: ((prediction == k) & (truth == k)).sum().item() for name, k in STRUCTURES.items()}
+    total = {name: ((prediction == k).sum() + (truth == k).sum()).item() for name, k in STRUCTURES.items()}
+    return {name: 2 * overlap[name] / total[name] if total[name] else float("nan") for name in STRUCTURES}
