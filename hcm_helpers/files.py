@@ -21,7 +21,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sha256(*contents) -> str:
-    """The digest of some bytes, arrays or tuples of numbers."""
+    """The digest of some bytes, arrays or tuples."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(repr(content).encode() if isinstance(content, tuple) else np.ascontiguousarray(content))

@@ -1,4 +1,4 @@
-"""From patients to slices: resample, crop around the heart, normalise, drop doubles, split; load them back.
+"""From patients to slices: cut out the heart, normalise, drop doubles, split; load them back.
 
 A slice is an image (1, S, S) float32 in [−1, 1] and a mask (S, S) uint8 with ACDC's values, rows along y and
 columns along x, so that `imshow` shows the usual view. What `prepare` writes stands whole or not at all, and no
@@ -14,20 +14,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.ndimage import affine_transform, gaussian_filter
 from torch import Tensor
 
 from hcm_helpers.acdc import (
     GROUPS,
-    LEFT_VENTRICLE,
     MYOCARDIUM,
     PHASES,
-    RIGHT_VENTRICLE,
     DataError,
     Patient,
     Volume,
@@ -36,6 +32,8 @@ from hcm_helpers.acdc import (
     read_volume,
 )
 from hcm_helpers.files import sha256, write_whole
+from hcm_helpers.localise import count_in_square, find_heart, pose_angle, starts_at_base
+from hcm_helpers.resampling import crop, percentiles, resample, resample_mask, triangle_taps, turned
 
 IMAGE_SIZES = (32, 64, 128, 256)
 SPLITS = ("train", "validation", "test")
@@ -122,7 +120,7 @@ def prepare(
     The patients' slices are kept beside the folder until all are there: stopped half way, it goes on from them.
 
     Args:
-        patients_or_root: what `find_patients` gave, or the folder or table to give it.
+        patients_or_root: what `find_patients` gave, or the folder to give it.
         folder: gets images.npy (N, 1, S, S) float32, masks.npy (N, S, S) uint8, manifest.csv, slices.json, in the
             order of split, group and patient, so that a split lies in one piece.
         image_size: S, one of 32, 64, 128, 256.
@@ -258,7 +256,7 @@ class Part:
     pixels: Path  # the bytes of images (n, S, S) float32 in [−1, 1], then of masks (n, S, S) uint8
     rows: list[dict]  # n rows of the manifest, without the split
     fingerprint: str  # sha256 of the slices
-    digests: list[str]  # sha256 of each phase's voxels
+    digests: list[str]  # of each phase's voxels
     left_out: int  # slices without left ventricle
     centred_by: str  # "mask", "cine" or "image"
     cut_off: float  # share of the heart's voxels outside the field of view
@@ -288,15 +286,13 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
     Returns:
         images (n, S, S) float32 in [−1, 1], masks (n, S, S) uint8, and the facts that `Part` names.
     """
-    size, pixel = settings.image_size, settings.pixel
     volumes = {phase: read_volume(patient, phase) for phase in PHASES}
     drawn = [volume.mask for volume in volumes.values() if volume.mask is not None]
     centre, centred_by = find_heart(patient, volumes)
-    from_base = starts_at_base(drawn)
     turn = pose_angle(volumes.values()) if settings.canonical_pose else 0.0
-    canvas = size if not turn else 2 * math.ceil(0.75 * size)  # room for the corners of a turned picture
+    from_base = starts_at_base(drawn)
 
-    images, masks, rows, left_out, heart, heart_inside, inside = [], [], [], 0, 0, 0, np.ones(1)
+    images, masks, rows, left_out, heart, heart_inside, padded = [], [], [], 0, 0, 0, 0.0
     for phase, frame, volume in _phases(patient, volumes, settings.frames):
         depth = volume.image.shape[2]
         kept, labelled = np.arange(depth), np.arange(depth)
@@ -311,42 +307,16 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
                 )
         left_out += depth - len(kept)
 
-        columns, lines = (
-            triangle_taps(volume.image.shape[axis], volume.spacing[axis], centre[axis], canvas, pixel)
-            for axis in (0, 1)
-        )
-        x, columns = _crop(columns)  # first, so that nothing is computed on the rest of the volume
-        y, lines = _crop(lines)
-        crop = volume.image[x, y]
-        low, high = percentiles(crop, (1, 99))
-        if low == high:
-            raise DataError(
-                f"{patient.image_path(phase)}: around the heart, every voxel has the value {low:g}; "
-                "download this patient again"
-            )
-        stack = resample(crop[:, :, kept], columns, lines)
-        inside = np.outer(lines.weight.any(axis=1), columns.weight.any(axis=1))
-        if turn:
-            stack, inside = turned(stack, turn, size), turned(inside[None].astype(float), turn, size)[0] > 0.5
-        stack -= np.float32(low)
-        stack *= np.float32(2 / (high - low))
-        stack -= 1
-        np.clip(stack, -1, 1, out=stack)
-        stack[:, ~inside] = -1
+        try:
+            stack, mask, padded = cut(volume, kept, centre, turn, settings)
+        except DataError as error:
+            path = patient.cine_path if phase == "-" else patient.image_path(phase)
+            raise DataError(f"{path}: {error}; download this patient again") from None
         images.append(stack)
-        if volume.mask is None:
-            masks.append(np.zeros((len(kept), size, size), dtype=np.uint8))
-        else:
-            mask_crop = volume.mask[x, y]
-            if turn:
-                shares = [turned(resample(mask_crop[:, :, kept] == k, columns, lines), turn, size) for k in range(4)]
-                masks.append(np.argmax(shares, axis=0).astype(np.uint8))
-            else:
-                masks.append(resample_mask(mask_crop[:, :, kept], columns, lines))
+        masks.append(mask)
+        if volume.mask is not None:
             heart += np.count_nonzero(volume.mask)
-            heart_inside += (
-                in_square(volume, centre, turn, settings.field_of_view) if turn else np.count_nonzero(mask_crop)
-            )
+            heart_inside += count_in_square(volume, centre, turn, settings.field_of_view)
 
         base, apex = (labelled[0], labelled[-1]) if from_base else (labelled[-1], labelled[0])
         rows += [
@@ -358,7 +328,7 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
                 "slice": int(z),
                 "position": round(float(np.clip((z - base) / ((apex - base) or 1), 0, 1)), 4),
                 "labelled": volume.mask is not None,
-                "pixel_mm": pixel,
+                "pixel_mm": settings.pixel,
                 "thickness_mm": round(volume.spacing[2], 4),
             }
             for z in kept
@@ -369,9 +339,58 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
         "left_out": left_out,
         "centred_by": centred_by,
         "cut_off": 1 - heart_inside / heart if heart else 0.0,
-        "padded": 1 - float(np.mean(inside)),
+        "padded": padded,
     }
     return np.concatenate(images), np.concatenate(masks), facts
+
+
+def cut(
+    volume: Volume, kept: np.ndarray, centre: tuple[float, float], turn: float, settings: Settings
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The square around the heart, from some slices of a volume.
+
+    Args:
+        volume: one frame.
+        kept: indices of the slices, (n,).
+        centre: of the square, mm from the middle of voxel 0.
+        turn: of the square, rad.
+        settings: its size.
+
+    Returns:
+        images (n, S, S) float32, in which the 1st and 99th percentile of the square's voxels are −1 and 1; masks
+        (n, S, S) uint8, 0 where none was drawn; the share of the pixels outside the volume.
+
+    Raises:
+        DataError: the two percentiles are equal; the file's name is for the caller to add.
+    """
+    size = settings.image_size
+    canvas = size if not turn else 2 * math.ceil(0.75 * size)  # room for the corners of a turned square
+    columns, lines = (
+        triangle_taps(volume.image.shape[axis], volume.spacing[axis], centre[axis], canvas, settings.pixel)
+        for axis in (0, 1)
+    )
+    inside = np.outer(lines.weight.any(axis=1), columns.weight.any(axis=1))
+    x, columns = crop(columns)  # first, so that nothing is computed on the rest of the volume
+    y, lines = crop(lines)
+    low, high = percentiles(volume.image[x, y], (1, 99))
+    if low == high:
+        raise DataError(f"around the heart, every voxel has the value {low:g}")
+    stack = resample(volume.image[x, y, kept], columns, lines)
+    if volume.mask is None:
+        mask = np.zeros((len(kept), size, size), dtype=np.uint8)
+    elif turn:
+        shares = [turned(resample(volume.mask[x, y, kept] == k, columns, lines), turn, size) for k in range(4)]
+        mask = np.argmax(shares, axis=0).astype(np.uint8)
+    else:
+        mask = resample_mask(volume.mask[x, y, kept], columns, lines)
+    if turn:
+        stack, inside = turned(stack, turn, size), turned(inside[None].astype(float), turn, size)[0] > 0.5
+    stack -= np.float32(low)
+    stack *= np.float32(2 / (high - low))
+    stack -= 1
+    np.clip(stack, -1, 1, out=stack)
+    stack[:, ~inside] = -1
+    return stack, mask, 1 - float(inside.mean())
 
 
 def _phases(patient: Patient, volumes: dict[str, Volume], frames: str) -> Iterator[tuple[str, int, Volume]]:
@@ -388,190 +407,6 @@ def _phases(patient: Patient, volumes: dict[str, Volume], frames: str) -> Iterat
                 )
             if frame not in (patient.end_diastole, patient.end_systole):
                 yield "-", frame, Volume(image, None, spacing)
-
-
-def find_heart(patient: Patient, volumes: dict[str, Volume]) -> tuple[tuple[float, float], str]:
-    """Centre (x, y) of the heart in mm from the middle of voxel 0, and what it was found by.
-
-    "mask": `heart_centre`. "cine", for a patient without masks: `moving_centre`. "image": the image's centre,
-    where there is neither.
-    """
-    centre = heart_centre(list(volumes.values()))
-    if centre is not None:
-        return centre, "mask"
-    first = volumes["ED"]
-    if patient.cine_path.is_file():
-        return moving_centre(read_cine(patient), first.spacing), "cine"
-    x, y = ((first.image.shape[axis] - 1) * first.spacing[axis] / 2 for axis in (0, 1))
-    return (x, y), "image"
-
-
-def heart_centre(volumes: Sequence[Volume]) -> tuple[float, float] | None:
-    """Centre (x, y) of the box around every label in the volumes, in mm from the middle of voxel 0; None without."""
-    centre = []
-    for axis in (0, 1):
-        ends = []
-        for volume in volumes:
-            if volume.mask is not None:
-                labelled = np.flatnonzero(volume.mask.any(axis=(1 - axis, 2)))
-                ends += [labelled[[0, -1]] * volume.spacing[axis]] if len(labelled) else []
-        if not ends:
-            return None
-        centre.append(float(np.min(ends) + np.max(ends)) / 2)
-    return centre[0], centre[1]
-
-
-def moving_centre(cine: Iterator[np.ndarray], spacing: tuple[float, float, float]) -> tuple[float, float]:
-    """Centre (x, y) in mm of what moves: of the temporal standard deviation, smoothed over the size of a heart.
-
-    Args:
-        cine: volumes (X, Y, Z), one a frame; only sums over them are kept.
-        spacing: (dx, dy, dz) in mm.
-    """
-    count, total, squares = 0, 0.0, 0.0
-    for image in cine:
-        count, total, squares = count + 1, total + image, squares + np.square(image)
-    deviation = np.sqrt(np.maximum(squares / count - np.square(total / count), 0)).mean(axis=2)
-    smooth = gaussian_filter(deviation, [20 / step for step in spacing[:2]])
-    x, y = np.unravel_index(np.argmax(smooth), smooth.shape)
-    return float(x * spacing[0]), float(y * spacing[1])
-
-
-def pose_angle(volumes: Sequence[Volume]) -> float:
-    """Angle (rad) of the axis from the right to the left ventricle, against the picture's x axis; 0 without masks."""
-    axis = np.zeros(2)
-    for volume in volumes:
-        if volume.mask is not None and (volume.mask == RIGHT_VENTRICLE).any():
-            left, right = (
-                np.mean(np.nonzero(where)[:2], axis=1)
-                for where in (volume.mask >= MYOCARDIUM, volume.mask == RIGHT_VENTRICLE)
-            )
-            axis += (left - right) * volume.spacing[:2]
-    return math.atan2(axis[1], axis[0]) if axis.any() else 0.0
-
-
-def in_square(volume: Volume, centre: tuple[float, float], angle: float, field_of_view: float) -> int:
-    """How many labelled voxels lie in the square around a centre (mm) that is turned by an angle."""
-    count = np.count_nonzero(volume.mask, axis=2)
-    x, y = np.nonzero(count)
-    place = (x * volume.spacing[0] - centre[0] + 1j * (y * volume.spacing[1] - centre[1])) * np.exp(-1j * angle)
-    return int(count[x, y][np.maximum(np.abs(place.real), np.abs(place.imag)) <= field_of_view / 2].sum())
-
-
-def turned(stack: np.ndarray, angle: float, image_size: int) -> np.ndarray:
-    """The middle of pictures (n, C, C), turned back by an angle: (n, S, S), by linear interpolation."""
-    cosine, sine = math.cos(angle), math.sin(angle)
-    matrix = np.array([[cosine, sine], [-sine, cosine]])  # (row, column) of the result → of the stack
-    middle = (np.array(stack.shape[1:]) - 1) / 2
-    offset = middle - matrix @ np.full(2, (image_size - 1) / 2)
-    shape = (image_size, image_size)
-    return np.stack([affine_transform(picture, matrix, offset, shape, order=1) for picture in stack])
-
-
-def starts_at_base(masks: Sequence[np.ndarray]) -> bool:
-    """Whether slice 0 lies at the base of the heart; yes where nothing tells.
-
-    The right ventricle is wide at the base and ends before the apex does, so its centre of mass along z lies
-    on the base's side of the middle of the heart.
-
-    Args:
-        masks: (X, Y, Z) each, of one patient; their votes are added.
-    """
-    towards_base = 0.0
-    for mask in masks:
-        labelled = np.flatnonzero(mask.any(axis=(0, 1)))
-        right = np.count_nonzero(mask == RIGHT_VENTRICLE, axis=(0, 1))
-        if right.any():
-            towards_base += (labelled[0] + labelled[-1]) / 2 - np.average(np.arange(len(right)), weights=right)
-    return towards_base >= 0
-
-
-class Taps(NamedTuple):
-    """One axis's resampling: pixel s takes weight[s, k] of voxel index[s, k].
-
-    Shapes: index (S, K) int64, weight (S, K) float32; a row sums to 1, or to 0 outside the image.
-    """
-
-    index: np.ndarray
-    weight: np.ndarray
-
-
-def triangle_taps(num_voxels: int, spacing: float, centre: float, image_size: int, pixel: float) -> Taps:
-    """Linear interpolation along one axis, widened where the pixels are larger than the voxels.
-
-    A triangle that reaches one voxel to either side is linear interpolation; one that reaches a pixel
-    averages the voxels that fall together in it, against aliasing.
-
-    Args:
-        num_voxels: length of the axis.
-        spacing: of the voxels, mm.
-        centre: of the pixels, mm from the middle of voxel 0.
-        image_size: S, the number of pixels.
-        pixel: their spacing, mm.
-    """
-    place = (centre + (np.arange(image_size) - (image_size - 1) / 2) * pixel) / spacing  # in voxels
-    place = place[:, None]
-    reach = max(1.0, pixel / spacing)
-    index = np.ceil(place - reach).astype(int) + np.arange(math.ceil(2 * reach))
-    offset = index - place
-    weight = np.clip(1 - np.abs(offset) / reach, 0, None)
-    tilt = (weight * offset).sum(axis=1) / ((weight * offset**2).sum(axis=1) + 1e-12)
-    weight *= 1 - tilt[:, None] * offset  # the mean of the taps is the pixel's place: a ramp stays a ramp
-    weight[(index < 0) | (index >= num_voxels)] = 0
-    weight[((place < -0.5) | (place > num_voxels - 0.5))[:, 0]] = 0
-    total = weight.sum(axis=1, keepdims=True)
-    weight /= np.where(total > 0, total, 1)
-    return Taps(np.clip(index, 0, num_voxels - 1), weight.astype(np.float32))
-
-
-def percentiles(grey: np.ndarray, q: Sequence[float]) -> np.ndarray:
-    """What np.percentile gives, by counting where the values are few whole numbers, as in nearly all MR images."""
-    if grey.min() < 0 or grey.max() >= 2**14:
-        return np.percentile(grey, q)
-    whole = grey.astype(np.int64)
-    if (whole != grey).any():
-        return np.percentile(grey, q)
-    rank = np.asarray(q) / 100 * (grey.size - 1)
-    up_to = np.cumsum(np.bincount(whole.ravel(order="K")))  # how many values are at most 0, 1, 2, …
-    below, above = (np.searchsorted(up_to, np.floor(rank) + step, side="right") for step in (0, 1))
-    above = np.minimum(above, len(up_to) - 1)
-    return below + (rank - np.floor(rank)) * (above - below)
-
-
-def resample(volume: np.ndarray, columns: Taps, lines: Taps) -> np.ndarray:
-    """Every slice of a volume on the pixels of two `triangle_taps`.
-
-    Sums of a few shifted copies rather than matrix products: as fast, and the same bytes with any BLAS.
-
-    Shapes: volume (X, Y, Z), columns from X, lines from Y → (Z, S, S) float32, rows along y, columns along x.
-    """
-    stack = volume.T.astype(np.float32, copy=False)
-    for axis, taps in ((1, lines), (2, columns)):
-        shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
-        total = np.float32(0)
-        for index, weight in zip(taps.index.T, taps.weight.T, strict=True):
-            part = stack.take(index, axis, mode="clip")  # no index is outside; the check of it costs a copy
-            part *= weight.reshape(shape)
-            total = np.add(total, part, out=part)
-        stack = total
-    return stack
-
-
-def resample_mask(mask: np.ndarray, columns: Taps, lines: Taps) -> np.ndarray:
-    """The label with the largest share of each pixel; shapes as in `resample`, values 0 to 3 in uint8."""
-    labelled = mask.any(axis=2)
-    c = np.flatnonzero(labelled.any(axis=1)[columns.index].any(axis=1))  # pixels that touch a label: a third,
-    r = np.flatnonzero(labelled.any(axis=0)[lines.index].any(axis=1))  # the others are background
-    columns_near, lines_near = (Taps(t.index[near], t.weight[near]) for t, near in ((columns, c), (lines, r)))
-    shares = {label: resample(mask == label, columns_near, lines_near) for label in range(1, LEFT_VENTRICLE + 1)}
-    largest = 1 - sum(shares.values())  # so far, that of the background
-    winner = np.zeros(largest.shape, dtype=np.uint8)
-    for label, share in shares.items():
-        winner[share > largest] = label
-        np.maximum(largest, share, out=largest)
-    labels = np.zeros((mask.shape[2], len(lines.index), len(columns.index)), dtype=np.uint8)
-    labels[:, r[:, None], c] = winner
-    return labels
 
 
 def find_duplicates(parts: Sequence[Part]) -> dict[str, str]:
@@ -609,13 +444,6 @@ def assign_splits(patients: Sequence[Patient], seed: int) -> dict[str, str]:
         for place, name in enumerate(order):
             split[name] = SPLITS[0 if place >= validation + test else 1 if place < validation else 2]
     return split
-
-
-def _crop(taps: Taps) -> tuple[slice, Taps]:
-    """The stretch of voxels that the taps reach, and the taps counted from its start."""
-    used = taps.index[taps.weight > 0]
-    start, stop = int(used.min()), int(used.max()) + 1
-    return slice(start, stop), Taps(np.clip(taps.index, start, stop - 1) - start, taps.weight)
 
 
 def _write_header(file, shape: tuple[int, ...], dtype: type) -> None:

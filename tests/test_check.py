@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from patients import save_nifti, write_patient
 
-from hcm_helpers import run
+from hcm_helpers import cli
 from hcm_helpers.acdc import DataError
 from hcm_helpers.check import check
 
@@ -232,7 +232,7 @@ def test_all_faults_are_told_and_the_rest_is_read(root, folder):
 
 
 def hcm(*arguments):
-    return CliRunner().invoke(run.cli, [str(argument) for argument in arguments])
+    return CliRunner().invoke(cli.cli, [str(argument) for argument in arguments])
 
 
 def test_command_says_no_problems(root):

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from patients import write_patient
 
-from hcm_helpers import download, run
+from hcm_helpers import cli, download
 from hcm_helpers.acdc import DataError, find_patients
 from hcm_helpers.download import BLOCK, SHA256, URL
 
@@ -296,7 +296,7 @@ def hcm(server, tmp_path, monkeypatch):
     official = {"url": server.url, "sha256": hashlib.sha256(server.content).hexdigest(), "space": 0}
     monkeypatch.setattr(download.download, "__kwdefaults__", official)
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments, **more: CliRunner().invoke(run.cli, [str(each) for each in arguments], **more)
+    return lambda *arguments, **more: CliRunner().invoke(cli.cli, [str(each) for each in arguments], **more)
 
 
 def test_command_shows_the_terms_and_downloads_to_data_acdc(hcm, server, source, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from skimage.io import imread
 
-from hcm_helpers import export, run, training
+from hcm_helpers import cli, export, training
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.models.vae import VAE
 
@@ -71,7 +71,7 @@ def here(tmp_path, monkeypatch):
 
 def hcm(*arguments):
     """Calls `hcm sample small …`."""
-    return CliRunner().invoke(run.cli, ["sample", "small", *(str(argument) for argument in arguments)])
+    return CliRunner().invoke(cli.cli, ["sample", "small", *(str(argument) for argument in arguments)])
 
 
 def exported(model, n, folder, *options):
@@ -320,7 +320,7 @@ def test_a_mixture_has_no_label():
 def test_what_is_missing_is_named(here):
     assert "nearest is 'diffusion'" in refusal("difusion", "--out", "out")
     assert "gan/run.json is missing" in refusal("gan", "--out", "out")
-    result = CliRunner().invoke(run.cli, ["sample", "large", "vae", "--out", "out"])
+    result = CliRunner().invoke(cli.cli, ["sample", "large", "vae", "--out", "out"])
     assert (result.exit_code, result.output.count("\n")) == (2, 1)
     assert "large: there is no such run" in result.output
 
@@ -334,7 +334,7 @@ def test_what_is_missing_is_named(here):
 def test_a_run_may_be_a_path(here, monkeypatch):
     expected = content(exported("vae", 1, "by_name"))
     monkeypatch.chdir("runs/small/vae")
-    result = CliRunner().invoke(run.cli, ["sample", "..", "vae", "-n", "1", "--out", str(here / "by_path")])
+    result = CliRunner().invoke(cli.cli, ["sample", "..", "vae", "-n", "1", "--out", str(here / "by_path")])
     assert result.exit_code == 0, result.output
     assert content(here / "by_path") == expected
 

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from click.testing import CliRunner
 
-from hcm_helpers import phantom, report, run
+from hcm_helpers import cli, phantom, report, run
 from hcm_helpers.acdc import DataError
 
 COMMON = 'run_dir = "../runs/quick"\nseed = 0\n'
@@ -60,7 +60,7 @@ def hcm(tmp_path, monkeypatch, notebooks):
     monkeypatch.setenv("HCM_HEADLESS", "1")
     monkeypatch.setitem(run.run_series.__kwdefaults__, "notebooks_dir", notebooks)
     monkeypatch.setattr(run, "PROFILES", {"quick": {}, "cpu": {}, "paper": {}})
-    return lambda *arguments: CliRunner().invoke(run.cli, [str(argument) for argument in arguments])
+    return lambda *arguments: CliRunner().invoke(cli.cli, [str(argument) for argument in arguments])
 
 
 def test_a_run_leaves_notebooks_record_and_report(hcm, tmp_path, notebooks):
@@ -212,7 +212,7 @@ def test_parameters_are_flat_literals(tmp_path, cell):
 
 def test_settings_are_literals_and_never_code():
     settings = ["vae.epochs=5", "dcgan.betas=0, 0.9", "vae.name=best", "04.name=exit()", "vae.note=a=b"]
-    assert run.parse_settings(settings) == {
+    assert cli.parse_settings(settings) == {
         "vae": {"epochs": 5, "name": "best", "note": "a=b"},
         "dcgan": {"betas": (0, 0.9), "name": "exit()"},
     }
@@ -254,5 +254,5 @@ def test_phantom_command(hcm, tmp_path):
 
 
 def test_help_needs_no_torch():
-    code = "import sys, hcm_helpers.run; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
+    code = "import sys, hcm_helpers.cli; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -158,7 +158,7 @@ class VAE(nn.Module):
         Source: Ghosh et al. 2020, "From variational to deterministic autoencoders", arXiv 1903.12436, section 4.
         """
         device = self.log_s.device
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             draws = []
             for batch in images.repeat(num_draws, 1, 1, 1).split(256):
