@@ -2,8 +2,8 @@
 
 The heart comes from `hcm_helpers.heart`. Around it lie fat, lung, diaphragm, liver, stomach and bowel, chest
 wall, ribs, spine and aorta. Every tissue has the signal of balanced steady-state free precession (bSSFP) that
-follows from its relaxation times. Fat's is negative, as its phase is against water's; the image is the
-magnitude, so that the dark line between fat and muscle comes by itself. Off-resonance darkens bands, coils
+follows from its relaxation times. Water and fat are painted apart: fat comes back in nearly the opposite phase and
+a little displaced, so that the dark line between fat and muscle arises by itself. Off-resonance darkens bands, coils
 shade, and a k-space that was not sampled to its corners blurs, rings and carries the noise. The scanner is
 drawn the same way for all groups, so that it tells nothing about the heart. No pixel comes from a real patient.
 
@@ -81,14 +81,15 @@ class Grid:
 
 
 class Scene:
-    """The signal of every voxel, painted from back to front; `tissue` holds the signal of each of TISSUES."""
+    """The signals of water and of fat, (Z, X, Y) each, painted from back to front; `tissue` holds those of TISSUES."""
 
-    def __init__(self, grid: Grid, signal: np.ndarray, tissue: dict[str, float]):
-        self.grid, self.signal, self.tissue = grid, signal, tissue
+    def __init__(self, grid: Grid, water: np.ndarray, fat: np.ndarray, tissue: dict[str, float]):
+        self.grid, self.water, self.fat, self.tissue = grid, water, fat, tissue
 
-    def paint(self, cover: np.ndarray, signal: np.ndarray | float) -> None:
+    def paint(self, cover: np.ndarray, water: np.ndarray | float, fat: np.ndarray | float = 0.0) -> None:
         """Lay a tissue over what is there; cover in [0, 1] is the share of each voxel that it fills."""
-        self.signal += cover * (signal - self.signal)
+        self.water += cover * (water - self.water)
+        self.fat += cover * (fat - self.fat)
 
     def edge(self, depth: np.ndarray, width: np.ndarray | float = 0.0) -> np.ndarray:
         """Cover of voxels that lie `depth` mm inside a surface: soft over 2 mm, or over `width` mm."""
@@ -97,12 +98,16 @@ class Scene:
     def part(self, rows: slice, columns: slice) -> "Scene":
         """A window of the same memory."""
         grid = Grid(self.grid.x[rows], self.grid.y[columns], self.grid.s, self.grid.pixel, self.grid.turn)
-        return Scene(grid, self.signal[:, rows, columns], self.tissue)
+        return Scene(grid, self.water[:, rows, columns], self.fat[:, rows, columns], self.tissue)
 
-    def blob(self, centre, radii, within: np.ndarray, signal: np.ndarray | float, rough: np.ndarray | float = 0.0):
+    def copy(self) -> "Scene":
+        return Scene(self.grid, self.water.copy(), self.fat.copy(), self.tissue)
+
+    def blob(self, centre, radii, within: np.ndarray, water, fat=0.0, rough=0.0, width: float = 2.0) -> None:
         """An ellipsoid with centre and radii along (u, v, s) in mm, kept to the cover `within`.
 
-        `signal` and `rough`, by how many mm the surface deviates, are numbers or as large as the scene.
+        `water`, `fat` and `rough`, by how many mm the surface deviates, are numbers or as large as the scene;
+        `width` is that of its edge in mm.
         """
         (u0, v0, s0), (ru, rv, rs) = centre, radii
         window = self.grid.window(u0, v0, max(ru, rv) + 10)
@@ -110,8 +115,8 @@ class Scene:
         u, v = part.grid.body()
         flat, high = ((u - u0) / ru) ** 2 + ((v - v0) / rv) ** 2, ((part.grid.s - s0) / rs) ** 2
         depth = min(ru, rv) * (1 - np.sqrt(flat + high[:, None, None].astype(np.float32)))
-        signal, rough = (value if np.isscalar(value) else value[:, *window] for value in (signal, rough))
-        part.paint(within[:, *window] * part.edge(depth + rough), signal)
+        water, fat, rough = (value if np.isscalar(value) else value[:, *window] for value in (water, fat, rough))
+        part.paint(within[:, *window] * part.edge(depth + rough, width), water, fat)
 
 
 def _texture(rng: np.random.Generator, grid: Grid, scale: float, slices: int | None = None) -> np.ndarray:
@@ -152,35 +157,47 @@ def steady_state(t1: float, t2: float, flip: float, repetition: float, offset: n
 
 
 def _signals(rng: np.random.Generator, flip: float, repetition: float) -> dict[str, float]:
-    """The signal of each tissue, as a share of blood's; fat's is negative, at its own resonance.
+    """The signal of each tissue, as a share of blood's; fat's and marrow's at fat's own resonance.
 
     T1 and T2 differ from body to body.
     """
     signals = {}
     for name, (t1, t2, density) in TISSUES.items():
         t1, t2 = t1 * math.exp(normal(rng, 0, 0.06)), t2 * math.exp(normal(rng, 0, 0.15))
-        shift, sign = (FAT_SHIFT, -1) if name in ("fat", "marrow") else (0.0, 1)
-        signals[name] = sign * density * float(steady_state(t1, t2, flip, repetition, shift))
+        shift = FAT_SHIFT if name in ("fat", "marrow") else 0.0
+        signals[name] = density * float(steady_state(t1, t2, flip, repetition, shift))
     return {name: value / signals["blood"] for name, value in signals.items()}
 
 
-def _bands(rng: np.random.Generator, scene: Scene, flip: float, repetition: float) -> None:
-    """Darken water and fat where the field is off resonance: seldom in the heart, on which the scanner shims."""
+def _resonate(rng: np.random.Generator, scene: Scene, flip: float, repetition: float) -> np.ndarray:
+    """The magnetisation at the echo, complex (Z, X, Y): water and fat, each by its distance from the resonance.
+
+    Off resonance the signal fades in bands, seldom in the heart, on which the scanner shims, and from one band to
+    the next its phase turns by half a turn. Fat lies a band beyond water, so that the two are opposed where they
+    meet in a voxel; not quite so when the echo does not stand in the middle of the repetition. Along the first axis
+    fat is read out displaced.
+    """
     u, v = scene.grid.body()
     far = np.hypot(u, v) / 100
     field = rng.uniform(10, 30) * _texture(rng, scene.grid, 60, 1) * (0.5 + far)
     field = field + (rng.normal(0, 25) * u + rng.normal(0, 25) * v) / 100 + rng.normal(0, 25) * far**2  # Hz
-    water = steady_state(1000, 80, flip, repetition, field) / steady_state(1000, 80, flip, repetition)
-    fat = steady_state(300, 70, flip, repetition, field + FAT_SHIFT)
-    fat = fat / steady_state(300, 70, flip, repetition, FAT_SHIFT)
-    scene.signal *= np.where(scene.signal > 0, water.astype(np.float32), fat.astype(np.float32))
+    shifted = rng.uniform(0.1, 0.6)  # of a pixel
+    late = rng.normal(0, 0.5) / 1000  # s, of the echo
+    total = np.zeros(scene.water.shape, np.complex64)
+    fat = (1 - shifted) * scene.fat + shifted * np.roll(scene.fat, 1, axis=1)
+    for signal, (t1, t2), offset in ((scene.water, (1000, 80), 0.0), (fat, (300, 70), FAT_SHIFT)):
+        magnitude = steady_state(t1, t2, flip, repetition, field + offset)
+        magnitude = magnitude / steady_state(t1, t2, flip, repetition, offset)
+        band = np.sign(np.cos(np.pi * (field + offset) * repetition / 1000))
+        total += signal * (magnitude * band * np.exp(2j * np.pi * (field + offset) * late)).astype(np.complex64)
+    return total
 
 
 def _acquire(rng: np.random.Generator, signal: np.ndarray, sampled: np.ndarray, noise: float) -> np.ndarray:
     """The magnitude image from a k-space that is sampled up to a share of its width along each axis."""
     field = np.empty(signal.shape, np.complex64)
     field.real, field.imag = np.float32(noise) * rng.standard_normal((2, *signal.shape), dtype=np.float32)
-    field.real += signal
+    field += signal
     k = fft.fft2(field, overwrite_x=True)
     for axis, share in zip((1, 2), sampled, strict=True):
         distance = np.abs(fft.fftfreq(signal.shape[axis])) * 2
@@ -194,82 +211,132 @@ def _acquire(rng: np.random.Generator, signal: np.ndarray, sampled: np.ndarray, 
 
 def _surroundings(rng: np.random.Generator, grid: Grid, heart: Heart, tissue: dict[str, float]) -> tuple:
     """The Scene of everything but the heart, and the depth below the skin (mm), which the coils' shading follows."""
-    u, v = grid.body()
-    s = grid.s[:, None, None].astype(np.float32)
-    scene = Scene(grid, np.zeros((len(s), *u.shape), np.float32), tissue)
-    fibres, lumps = _texture(rng, grid, 5), _texture(rng, grid, 12)
-    broad, warp = _texture(rng, grid, 45), _texture(rng, grid, 30, 1)
-    septa = np.exp(-((lumps / 0.15) ** 2))
-    fat = tissue["fat"] * (1 + 0.08 * broad + 0.08 * fibres - 0.15 * septa)
+    shape = (len(grid.s), len(grid.x), len(grid.y))
+    scene = Scene(grid, np.zeros(shape, np.float32), np.zeros(shape, np.float32), tissue)
+    textures = {scale: _texture(rng, grid, scale) for scale in (4, 8, 16, 40)}  # mm
+    skin, pleura = _chest(rng, scene, heart, textures)
+    _abdomen(rng, scene, heart, textures, scene.edge(pleura))
+    _vessels(rng, scene, heart, textures, scene.edge(pleura))
+    return scene, np.maximum(skin, 0)
 
-    # The trunk. Its front wall is close to the right ventricle and nears the long axis towards the apex.
-    fat_depth, muscle_depth = rng.uniform(6, 30), rng.uniform(12, 30)
+
+def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[int, np.ndarray]) -> tuple:
+    """Paint skin, fat, muscle, ribs and lung; returns the depths below the skin and below the pleura (mm)."""
+    tissue, grid, (u, v) = scene.tissue, scene.grid, scene.grid.body()
+    s = grid.s[:, None, None].astype(np.float32)
+    fine, medium, lumps, broad = textures.values()
+    warp = _texture(rng, grid, 30, 1)
+
+    # The front wall is close to the right ventricle and nears the long axis towards the apex.
+    fat_depth, muscle_depth = rng.uniform(6, 36), rng.uniform(12, 28)
     right = right_ventricle(heart, np.array([0.3]), left_ventricle(heart, np.array([0.3]), 0.0)[1], 0.0)
     reach = float(right.max()) * abs(math.cos(heart.axis))
-    front = np.maximum(reach + rng.uniform(0, 24) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
+    front = np.maximum(reach + rng.uniform(-2, 20) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
     back, half_height = rng.uniform(125, 165), rng.uniform(180, 260)
     width = (back + front) / 2
     p = (u + rng.uniform(-0.45, 0.4) * v + 9 * _texture(rng, grid, 80, 1) - (back - front) / 2) / width
     q = (v - rng.uniform(-20, 30)) / half_height
     skin = (1 - np.sqrt(p * p + q * q - 0.35 * (p * q) ** 2)) * width
     scene.paint(scene.edge(skin), tissue["muscle"])
-    scene.paint(scene.edge(skin - 2), fat)
-    muscle = skin - fat_depth * (1 + 0.4 * _texture(rng, grid, 50, 1))
-    layers = np.sin(muscle * (2 * np.pi / rng.uniform(6, 11)) + 1.5 * lumps + 3 * warp)
-    streaks = np.clip(2 * (layers - 0.5 - 0.3 * broad), 0, 0.8) + np.clip(0.4 * (fibres + lumps) - 0.5, 0, 0.3)
-    scene.paint(scene.edge(muscle), tissue["muscle"] * (1 + 0.12 * fibres))
-    scene.paint(scene.edge(muscle) * np.clip(streaks, 0, 1), fat)
+    septa = np.exp(-((lumps / 0.12) ** 2))
+    fat = tissue["fat"] * (1 + 0.06 * broad + 0.05 * medium - 0.12 * septa)
+    scene.paint(scene.edge(skin - 2), 0.0, fat)
 
-    # The chest: lung with vessels, more of them towards its root, ribs in the wall, fat under the pleura.
+    # Muscle in two sheets with a thin seam of fat between them, each grained along the wall.
+    muscle = skin - fat_depth * (1 + 0.4 * _texture(rng, grid, 50, 1)) + 0.5 * lumps
+    grain = np.sin(muscle * (2 * np.pi / rng.uniform(4, 8)) + 2 * lumps + 3 * warp)
+    meat = tissue["muscle"] * (1 + 0.15 * medium + 0.12 * lumps + 0.1 * grain)
+    scene.paint(scene.edge(muscle, 3), meat)
+    marbling = np.clip(0.5 * broad + 0.3 * lumps + 0.25 * grain - 0.25, 0, rng.uniform(0.1, 0.6))
+    scene.paint(scene.edge(muscle) * marbling, 0.0, fat)
+    seam = rng.uniform(0.3, 0.45) * muscle_depth + 2 * warp
+    scene.paint(
+        scene.edge(rng.uniform(0.2, 1.6) - np.abs(muscle - seam), 3) * np.clip(0.6 + 0.6 * lumps, 0, 1), 0.0, fat
+    )
+
+    # Ribs in the inner sheet, cut across; then fat under the pleura, in places.
     pleura = muscle - muscle_depth - 2 * lumps[:1]
-    inside = scene.edge(pleura)
-    vessels = np.clip(4 * (_texture(rng, grid, 4) + 0.6 * broad + 0.1 * lumps + u / 250 - 2.3), 0, 1)
-    scene.paint(inside, tissue["lung"] * (1 + 0.3 * broad + 0.2 * fibres) * rng.uniform(0.5, 1.3))
-    scene.paint(inside * vessels, rng.uniform(0.6, 1.3) * tissue["blood"])
-    along = (np.arctan2(q, p) * half_height / 26 + rng.uniform(0, 1)) % 1 - 0.5
-    rib = np.hypot(along * 26 / rng.uniform(6, 9), (muscle - 0.6 * muscle_depth + lumps) / 5)
-    scene.paint(scene.edge(5 * (1 - rib)), tissue["bone"])
-    scene.paint(scene.edge(5 * (0.7 - rib)), rng.uniform(0.3, 1) * tissue["marrow"] * (1 + 0.2 * fibres))
-    scene.paint(scene.edge(2 - np.abs(pleura + 1.5)) * np.clip(0.4 + lumps, 0, 1), fat)
+    spacing = rng.uniform(28, 42)
+    along = np.arctan2(q, p) * half_height / spacing + 0.15 * warp + s / 60 + rng.uniform(0, 1)
+    number = np.floor(along).astype(int)
+    long, high = rng.uniform(0.0, 14, 64)[number % 64], rng.uniform(2.5, 6, 64)[number % 64]  # some are cut elsewhere
+    rib = np.hypot(
+        (along - number - 0.5) * spacing / np.maximum(long, 0.1), (muscle - 0.68 * muscle_depth + lumps) / high
+    )
+    scene.paint(0.6 * scene.edge(5 * (1.35 - rib), 4), 0.0, fat)
+    scene.paint(scene.edge(5 * (1.1 - rib)), tissue["bone"])
+    marrow = rng.uniform(0.2, 0.8) * tissue["marrow"] * (1 + 0.15 * medium)
+    scene.paint(scene.edge(5 * (0.75 - rib)), 0.5 * marrow, 0.5 * marrow)
+    scene.paint(scene.edge(2.5 - np.abs(pleura + 1.5), 3) * np.clip(0.3 + 0.8 * broad, 0, 1), 0.0, fat)
 
-    # Below the diaphragm, on which the heart lies: liver with vessels in front, spleen behind, fat with bowel.
+    # Lung, its vessels more and wider towards the root.
+    inside = scene.edge(pleura, 3)
+    scene.paint(inside, tissue["lung"] * (1 + 0.2 * broad + 0.1 * fine) * rng.uniform(0.5, 1.3))
+    vessels = np.clip(4 * (0.85 * fine + 0.4 * medium + 0.5 * broad + u / 250 - rng.uniform(1.9, 2.6)), 0, 1)
+    scene.paint(inside * vessels, rng.uniform(0.4, 1.1) * tissue["blood"])
+    return skin, pleura
+
+
+def _abdomen(
+    rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[int, np.ndarray], inside: np.ndarray
+) -> None:
+    """Below the diaphragm, on which the heart lies: liver in front, stomach and spleen behind, bowel and fat."""
+    tissue, grid, (u, v) = scene.tissue, scene.grid, scene.grid.body()
+    s = grid.s[:, None, None].astype(np.float32)
+    fine, medium, lumps, broad = textures.values()
     floor = heart.radius + 0.8 * float(heart.wall.mean()) + rng.uniform(-11, 1)
     dome = rng.uniform(-0.2, 0.2) * u - (u - rng.uniform(10, 70)) ** 2 / rng.uniform(400, 1100)
     below = v - np.maximum(floor - 0.2 * s, 16) + dome - 3 * _texture(rng, grid, 40, 1)
-    ground = inside * scene.edge(below)
-    veins = np.clip(2.5 * (_texture(rng, grid, 5) + 0.3 * lumps - 1.9), 0, 1)
-    scene.paint(ground, tissue["muscle"])
-    abdomen = inside * scene.edge(below - 2.5)
-    scene.paint(abdomen, tissue["liver"] * (1 + 0.05 * broad + 0.07 * fibres) + 0.35 * veins)
-    border = u - rng.uniform(-30, 50) + 0.6 * below * rng.choice([-1, 1]) + 15 * warp  # of the liver's left lobe
-    lower = np.maximum(below - rng.uniform(20, 90) + rng.uniform(0.1, 0.6) * u + 5 * lumps, border)
-    scene.paint(abdomen * scene.edge(lower), rng.uniform(0.7, 1) * fat)
-    for number in range(30):
-        near = number < 6  # stomach and spleen under the diaphragm, then bowel
-        size = rng.uniform(18, 38) if near else rng.uniform(7, 20)
-        centre = rng.uniform(5, 90) if near else rng.uniform(-40, 120), floor + rng.uniform(18, 45 if near else 130)
-        radii = size * rng.uniform(0.7, 1.4), size * rng.uniform(0.6, 1), rng.uniform(20, 60)
-        content = tissue[str(rng.choice(["fluid", "spleen", "spleen", "muscle", "bone", "liver"]))]
-        mottled = content * (1 + rng.uniform(0.05, 0.3) * lumps + 0.12 * fibres)
-        place = (*centre, rng.uniform(-10, 90))
-        within = abdomen * scene.edge(lower)
-        scene.blob(place, [r + 1.5 for r in radii], within, tissue["muscle"], 2.5 * lumps)
-        scene.blob(place, radii, within, mottled, 2.5 * lumps)
+    scene.paint(inside * scene.edge(below, 4), tissue["muscle"] * (1 + 0.2 * lumps))
+    abdomen = inside * scene.edge(below - 2.5, 3)
+    lean = rng.choice([0.0, 0.0, 0.5, 1.0])  # share of the room between the organs that is no fat
+    scene.paint(
+        abdomen,
+        lean * tissue["spleen"] * (1 + 0.15 * lumps + 0.1 * medium),
+        (1 - lean) * rng.uniform(0.6, 1) * tissue["fat"] * (1 + 0.15 * broad + 0.1 * lumps),
+    )
 
-    # Vessels in their fat: auricle and coronary sinus at the base, the descending aorta; and the spine.
+    def organ(centre, size, content, mottled, wall=0.0):
+        """A rounded organ, grained, with a wall where it is hollow."""
+        radii = size * rng.uniform(0.9, 1.5), size * rng.uniform(0.7, 1.0), rng.uniform(30, 80)
+        place, rough = (*centre, rng.uniform(0, 80)), 2.5 * lumps + 4 * broad
+        grained = content * np.clip(1 + mottled * (0.6 * lumps + 0.7 * medium + 0.3 * fine) + 0.1 * fine, 0.1, None)
+        if wall:
+            scene.blob(place, [r + wall for r in radii], abdomen, 0.9 * tissue["muscle"], 0.0, rough, 3)
+        scene.blob(place, radii, abdomen, grained, 0.0, rough, rng.uniform(2, 6))
+
+    for _ in range(8):
+        content = rng.choice([tissue["muscle"], tissue["spleen"], tissue["bone"], tissue["liver"]])
+        organ((rng.uniform(-40, 120), floor + rng.uniform(45, 130)), rng.uniform(10, 22), content, 0.4, 2)
+    organ((rng.uniform(60, 100), floor + rng.uniform(15, 45)), rng.uniform(20, 32), tissue["spleen"], 0.15)
+    stomach = rng.choice([tissue["muscle"], tissue["spleen"], 0.6 * tissue["fluid"], tissue["bone"]])
+    organ((rng.uniform(10, 70), floor + rng.uniform(18, 40)), rng.uniform(18, 34), stomach, rng.uniform(0.2, 0.8), 3)
+    liver = tissue["liver"] * (1 + 0.08 * broad + 0.06 * lumps + 0.07 * medium + 0.08 * fine)
+    veins = np.clip(2.5 * (0.8 * medium + 0.4 * lumps - rng.uniform(1.6, 2.2)), 0, 1)
+    radii = rng.uniform(35, 80), rng.uniform(28, 55), 150.0
+    place = rng.uniform(-70, 0), floor + 0.8 * radii[1] + rng.uniform(-10, 4), 60.0
+    scene.blob(place, radii, abdomen, liver + rng.uniform(0, 0.5) * veins, 0.0, 3 * broad + lumps, rng.uniform(2, 7))
+
+
+def _vessels(
+    rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[int, np.ndarray], inside: np.ndarray
+) -> None:
+    """Vessels in their fat, auricle and coronary sinus at the base and the descending aorta; and the spine."""
+    tissue, (_, medium, lumps, _) = scene.tissue, textures.values()
+    marrow = 0.5 * tissue["marrow"] * (1 + 0.15 * medium)
     spine = rng.uniform(90, 112), rng.uniform(30, 70), 0.0
-    scene.blob(spine, (20, 26, 400), inside, tissue["bone"], lumps)
-    scene.blob(spine, (17, 23, 400), inside, tissue["marrow"] * (1 + 0.15 * fibres), lumps)
+    scene.blob(spine, (20, 26, 400), inside, tissue["bone"], 0.0, lumps)
+    scene.blob(spine, (17, 23, 400), inside, marrow, marrow, lumps)
     around = 1.25 * heart.radius
     for (u0, v0), size, height, sheath in (
         ((around * rng.normal(0.0, 0.2), -0.9 * around), 13, rng.uniform(4, 16), 1),
-        ((around * rng.normal(0.2, 0.2), 0.95 * around), 5, rng.uniform(4, 16), 6),
-        ((spine[0] - rng.uniform(26, 40), spine[1] - rng.uniform(-10, 20)), 11, 400, 3),
+        ((around * rng.normal(0.2, 0.2), 0.95 * around), 5, rng.uniform(4, 16), 5),
+        ((spine[0] - rng.uniform(26, 40), spine[1] - rng.uniform(-10, 20)), 11, 400, 0.5),
     ):
         radii = size * rng.uniform(0.8, 1.5), size * rng.uniform(0.6, 1.0), height
-        scene.blob((u0, v0, 0.0), [r + sheath for r in radii], inside, fat, 2 * lumps)
-        scene.blob((u0, v0, 0.0), radii, inside, rng.uniform(0.5, 1.0) * (1 + 0.15 * lumps), lumps)
-    return scene, np.maximum(skin, 0)
+        scene.blob((u0, v0, 0.0), [r + sheath for r in radii], inside, 0.0, tissue["fat"], 2 * lumps, 4)
+        blood = rng.uniform(0.5, 1.0) * (1 + 0.12 * lumps + 0.06 * medium)
+        scene.blob((u0, v0, 0.0), radii, inside, blood, 0.0, lumps)
 
 
 def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: float) -> np.ndarray:
@@ -294,8 +361,9 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
         radii.astype(np.float32).ravel()[toward]
         for radii in (endo_radii, epi_radii, right_radii, np.maximum(1 / np.hypot(1, slant), 0.4))
     )
-    endo, epi, right = endo - distance, epi - distance, (right - distance) * straight
-    mask = np.zeros(scene.signal.shape, np.uint8)
+    endo, epi, right = endo - distance, epi - distance, right - distance
+    right = np.where(right > 0, straight, np.maximum(straight, np.float32(0.8))) * right
+    mask = np.zeros(scene.water.shape, np.uint8)
     labels = mask[:, *window]
     labels[(right > 0) & (epi <= 0) & (t >= 0) & (t < 0.98)] = 1
     labels[(epi > 0) & (t >= 0)] = 2
@@ -308,23 +376,26 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
         for radii in (endo_radii, epi_radii, right_radii)
     )
 
-    # Fat fills the grooves between the ventricles and lies thicker in front and around the apex; the pericardium
-    # is a dark line in it.
-    layer = (
-        0.2 + 2.5 * _texture(rng, part.grid, 22, 1) + 0.6 * coarse - a / 12 - u / 20 + b / 25 + (t > 0.8) * (3 - u / 8)
-    )
-    hull = 4 * np.logaddexp(epi / 4, (right + 2) / 4)
-    thickness = np.clip(heart.fat * layer, -4, 16)
-    part.paint(part.edge(hull + 2, 6), 0.8 * tissue["muscle"])
-    part.paint(part.edge(hull + thickness, 3), tissue["fat"] * (1 + 0.15 * medium))
-    part.paint(0.5 * part.edge(0.3 - np.abs(hull + 0.5 * thickness)) * (thickness > 4), tissue["bone"])
+    # Fat lies thickest in the corner between right ventricle, diaphragm and chest wall, in the groove in front and
+    # around the apex, and is thin beside the lung; the pericardium is a dark line in it.
+    around = np.arctan2(b, a)
+    corners = 6 * np.exp(-(((around - 2.4) / 0.8) ** 2)) + 4 * np.exp(-(((around + 2.0) / 0.7) ** 2))
+    layer = corners + 3 * _texture(rng, part.grid, 35, 1) + 0.5 * coarse - 1.5 - a / 12 + (t > 0.8) * (2 - a / 10)
+    hull = 6 * np.logaddexp(epi / 6, (right + 2) / 6)
+    thickness = np.clip(heart.fat * layer, -5, 16)
+    part.paint(part.edge(hull + 1, 3), 0.8 * tissue["muscle"])
+    part.paint(part.edge(hull + thickness, 6), 0.0, tissue["fat"] * (1 + 0.15 * medium + 0.2 * coarse))
+    part.paint(0.5 * part.edge(-np.abs(hull + 0.55 * thickness), 3) * (thickness > 5), 0.0)
 
     # The right ventricle: a thin wall, blood, strands of muscle.
     muscle = tissue["heart"] * (1 + 0.1 * medium + 0.1 * coarse)
     part.paint(part.edge(right + 2, right_blur), muscle)
     inside = part.edge(right, right_blur)
-    part.paint(inside, tissue["venous blood"] * rng.uniform(0.85, 1.2) * (1 + 0.1 * coarse + 0.06 * medium))
-    strands = np.clip(0.9 * medium + 0.6 * fine + 0.5 * coarse - 0.5 + (4 - right) / 6 + 1.2 * (t - 0.4), 0, 0.85)
+    part.paint(
+        inside, tissue["venous blood"] * rng.uniform(0.85, 1.25) * (1 + 0.1 * coarse + 0.08 * medium + 0.06 * fine)
+    )
+    meshwork = 0.9 * medium + 0.6 * fine + 0.5 * coarse
+    strands = np.clip(meshwork - 0.5 + (4 - right) / 6 + 1.4 * (t - 0.4) + b / 90, 0, 0.85)
     part.paint(inside * strands * heart.trabeculae, muscle)
 
     # The left ventricle: wall, blood that is fresh at the base and slow at the apex, and turbulent in places;
@@ -428,14 +499,14 @@ def make_patient(group: str, rng: np.random.Generator, cine: bool = False) -> tu
     scene, depth = _surroundings(rng, grid, heart, _signals(rng, flip, repetition))
     falloff = np.exp(-depth / rng.uniform(150, 600)) + rng.uniform(0, 0.25) * np.exp(-depth / 18)
     shading = falloff * np.exp(0.3 * _texture(rng, grid, 110, 1))
-    sampled, noise = rng.uniform((0.55, 0.5), (1.0, 0.9)), rng.uniform(0.006, 0.035)
+    sampled, noise = rng.uniform((0.6, 0.55), (1.0, 0.95)), rng.uniform(0.01, 0.04)
     scale, scanner, tissue = rng.uniform(170, 420), rng.integers(2**32), rng.integers(2**32)
 
     def frame(number):
-        beat = Scene(grid, scene.signal.copy(), scene.tissue)
+        beat = scene.copy()
         mask = _paint_heart(np.random.default_rng(tissue), beat, heart, phases[number - 1])
-        _bands(np.random.default_rng(scanner), beat, flip, repetition)
-        image = _acquire(np.random.default_rng([scanner, number]), shading * beat.signal, sampled, noise)
+        signal = shading * _resonate(np.random.default_rng(scanner), beat, flip, repetition)
+        image = _acquire(np.random.default_rng([scanner, number]), signal, sampled, noise)
         image = np.rint(np.float32(scale) * image)
         return Volume(image.transpose(1, 2, 0), mask.transpose(1, 2, 0), (grid.pixel, grid.pixel, thickness))
 
