@@ -55,10 +55,11 @@ class Heart:
     right_ejection: float
     right_ripple: np.ndarray  # table: width of the right ventricle as a share of the wedge's
     right_span: float  # its angle as a share of the usual
-    margin: float  # how far its acute margin stands out, as a share of the width
+    margin: float  # where its acute margin lies between the septum's middle (0) and the insertion below (−1)
     axis: float  # direction from the left ventricle to the right one in the body, rad
     papillary: list[tuple[float, float, float, float]]  # heads: angle, gap to the wall, radius (mm), height t
     trabeculae: float  # how dark
+    band: float  # direction in which the moderator band crosses the right ventricle, rad
     fat: float  # how much around the heart
 
 
@@ -131,8 +132,8 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
         ripple = ripple * (1 - rng.uniform(0.05, 0.18) * _bump(septum, 0.6))  # the septum is pressed flat
     wall = wall * (1 - 0.65 * _bump(from_angle(OUTFLOW), 0.4) * _step(0.09 - height, 0.015))
     heads = [
-        (normal(rng, at, 0.15), rng.uniform(0, 6), rng.uniform(3.0, 5.8), rng.uniform(0.4, 0.6))
-        for at in (-0.9, -0.6, 0.9, 1.3)
+        (normal(rng, at, 0.12), rng.uniform(-2, 5), rng.uniform(2.5, 5.8), rng.uniform(0.4, 0.6))
+        for at in (-0.85, -0.6, 1.0, 1.25)
     ]
     section = np.pi * (_ellipsoid(HEIGHTS, 1.0) ** 2).mean()
     return Heart(
@@ -144,12 +145,13 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
         ripple=ripple / np.sqrt((ripple**2).mean(axis=1, keepdims=True)),
         right_volume=right["volume"],
         right_ejection=right["ejection"],
-        right_ripple=_waves(rng, {3: 0.05, 5: 0.04, 7: 0.03, 9: 0.02}),
+        right_ripple=_waves(rng, {3: 0.05, 5: 0.02, 7: 0.015, 9: 0.01}),
         right_span=normal(rng, 1, 0.08),
-        margin=normal(rng, 0.3, 0.15),
+        margin=normal(rng, -0.25, 0.12),
         axis=math.radians(normal(rng, 163, 13)),
         papillary=heads,
         trabeculae=rng.uniform(0.6, 1.0),
+        band=math.pi + normal(rng, 0.0, 0.3),
         fat=0.3 + rng.gamma(2.0, 0.25),
     )
 
@@ -235,19 +237,19 @@ def right_ventricle(heart: Heart, t: np.ndarray, epi: np.ndarray, phase: float) 
 def _crescent(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.ndarray:
     """A right ventricle that reaches `width` mm beyond the septum at the base; as in `right_ventricle`.
 
-    A blunt wedge: its free wall is flat, with the outflow in front near the base and the acute margin towards the
-    diaphragm, on which right and left ventricle lie side by side. It spans about 105° of the septum's side at the
-    base and 70° near the apex, as ACDC's do.
+    A wedge that tapers from its acute margin to the two insertions, with the outflow in front near the base; beside
+    the diaphragm, on which it lies with the left ventricle, it is flat. It spans about 105° of the septum's side at
+    the base and 70° near the apex, as ACDC's do.
     """
     low = np.clip(t, 0, 1)[:, None]
     front = from_angle(np.pi)  # > 0 towards the outflow, < 0 towards the diaphragm
-    half = heart.right_span * np.where(front > 0, 1.12 - 0.5 * low, 1.3 - 0.5 * low)  # angle from septum to insertion
-    place = front / half
-    arch = np.clip(1 - np.abs(place) ** 3, 0, None) ** 0.9
-    margin = heart.margin * _bump(place + 0.6, 0.33)
-    outflow = 0.3 * _bump(place - 0.6, 0.3) * np.clip(1 - 2 * low, 0, 1)
+    half = heart.right_span * np.where(front > 0, 1.25 - 0.5 * low, 1.3 - 0.5 * low)  # angle from septum to insertion
+    place = front / half  # −1 at the insertion by the diaphragm, 1 at that in front
+    beside = place - heart.margin
+    arch = np.clip(1 - np.abs(beside / np.where(beside > 0, 1 - heart.margin, 1 + heart.margin)) ** 2.2, 0, None)
+    outflow = 0.35 * _bump(place - 0.5, 0.3) * np.clip(1 - 2 * low, 0, 1)
     taper = np.clip(1 - (low / 0.97) ** 1.9, 0, None) ** 0.75
-    free = epi - 3 + (3 + width * taper * (1 + margin + outflow) * _rows(heart.right_ripple, t)) * arch
+    free = epi - 3 + (3 + width * taper * (1 + outflow) * _rows(heart.right_ripple, t)) * arch
     inferior = epi[:, np.abs(from_angle(np.pi / 2)).argmin(), None]
     diaphragm = (inferior + 2) / np.maximum(np.sin(ANGLES), 0.05)
     return free / (1 + (np.maximum(free, 0) / diaphragm) ** 5) ** (1 / 5)  # the lesser of the two, rounded

@@ -132,6 +132,13 @@ def _texture(rng: np.random.Generator, grid: Grid, scale: float, slices: int | N
     return knots
 
 
+def _rays(rng: np.random.Generator, toward: np.ndarray, width: float) -> np.ndarray:
+    """Noise of unit variance that changes with the direction only, over `width` ANGLES: streaks towards the axis."""
+    noise = rng.standard_normal((len(toward), len(ANGLES)), dtype=np.float32)
+    noise = gaussian_filter(noise, (0, width / 2), mode="wrap") * np.float32((width * np.sqrt(np.pi)) ** 0.5)
+    return noise.ravel()[toward]
+
+
 def _toward(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Index into the contours of all slices, flattened, in the direction of every point, (Z, X, Y)."""
     turns = (np.arctan2(b, a) + np.pi) * (len(ANGLES) / (2 * np.pi)) + 0.5
@@ -139,6 +146,17 @@ def _toward(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 # Physics
+
+
+@dataclass(frozen=True)
+class Scan:
+    """How one patient's k-space is sampled."""
+
+    sampled: tuple[float, float]  # share of the width of k-space along each axis of the image
+    taper: float  # share over which the window falls to 0; a short one rings
+    noise: np.ndarray  # standard deviation, (1, X, Y): higher in the middle, far from the coils
+    ghost: complex
+    ghost_at: int  # pixels along the second axis
 
 
 def steady_state(t1: float, t2: float, flip: float, repetition: float, offset: np.ndarray | float = 0.0):
@@ -193,15 +211,20 @@ def _resonate(rng: np.random.Generator, scene: Scene, flip: float, repetition: f
     return total
 
 
-def _acquire(rng: np.random.Generator, signal: np.ndarray, sampled: np.ndarray, noise: float) -> np.ndarray:
-    """The magnitude image from a k-space that is sampled up to a share of its width along each axis."""
+def _acquire(rng: np.random.Generator, signal: np.ndarray, scan: Scan) -> np.ndarray:
+    """The magnitude image from a k-space that is sampled up to a share of its width along each axis.
+
+    Blood pulses while the lines of k-space are read one after the other, which leaves a faint ghost of the picture.
+    """
     field = np.empty(signal.shape, np.complex64)
-    field.real, field.imag = np.float32(noise) * rng.standard_normal((2, *signal.shape), dtype=np.float32)
+    field.real, field.imag = rng.standard_normal((2, *signal.shape), dtype=np.float32)
+    field *= scan.noise
     field += signal
+    field += np.complex64(scan.ghost) * np.roll(signal, scan.ghost_at, axis=2)
     k = fft.fft2(field, overwrite_x=True)
-    for axis, share in zip((1, 2), sampled, strict=True):
+    for axis, share in zip((1, 2), scan.sampled, strict=True):
         distance = np.abs(fft.fftfreq(signal.shape[axis])) * 2
-        taper = np.clip((share - distance) / 0.3, 0, 1).astype(np.float32)
+        taper = np.clip((share - distance) / scan.taper, 0, 1).astype(np.float32)
         k *= np.expand_dims(np.sin(np.pi / 2 * taper), (0, 3 - axis))
     return np.abs(fft.ifft2(k, overwrite_x=True))
 
@@ -231,7 +254,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     fat_depth, muscle_depth = rng.uniform(6, 36), rng.uniform(12, 28)
     right = right_ventricle(heart, np.array([0.3]), left_ventricle(heart, np.array([0.3]), 0.0)[1], 0.0)
     reach = float(right.max()) * abs(math.cos(heart.axis))
-    front = np.maximum(reach + rng.uniform(-2, 20) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
+    front = np.maximum(reach + rng.uniform(-4, 12) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
     back, half_height = rng.uniform(125, 165), rng.uniform(180, 260)
     width = (back + front) / 2
     p = (u + rng.uniform(-0.45, 0.4) * v + 9 * _texture(rng, grid, 80, 1) - (back - front) / 2) / width
@@ -239,7 +262,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     skin = (1 - np.sqrt(p * p + q * q - 0.35 * (p * q) ** 2)) * width
     scene.paint(scene.edge(skin), tissue["muscle"])
     septa = np.exp(-((lumps / 0.12) ** 2))
-    fat = tissue["fat"] * (1 + 0.06 * broad + 0.05 * medium - 0.12 * septa)
+    fat = tissue["fat"] * (1 + 0.06 * broad + 0.05 * medium - 0.25 * septa * np.clip(broad, 0, 1))
     scene.paint(scene.edge(skin - 2), 0.0, fat)
 
     # Muscle in two sheets with a thin seam of fat between them, each grained along the wall.
@@ -272,7 +295,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     # Lung, its vessels more and wider towards the root.
     inside = scene.edge(pleura, 3)
     scene.paint(inside, tissue["lung"] * (1 + 0.2 * broad + 0.1 * fine) * rng.uniform(0.5, 1.3))
-    vessels = np.clip(4 * (0.85 * fine + 0.4 * medium + 0.5 * broad + u / 250 - rng.uniform(1.9, 2.6)), 0, 1)
+    vessels = np.clip(4 * (0.85 * fine + 0.4 * medium + 0.4 * broad + u / 110 - rng.uniform(2.0, 2.7)), 0, 1)
     scene.paint(inside * vessels, rng.uniform(0.4, 1.1) * tissue["blood"])
     return skin, pleura
 
@@ -284,7 +307,7 @@ def _abdomen(
     tissue, grid, (u, v) = scene.tissue, scene.grid, scene.grid.body()
     s = grid.s[:, None, None].astype(np.float32)
     fine, medium, lumps, broad = textures.values()
-    floor = heart.radius + 0.8 * float(heart.wall.mean()) + rng.uniform(-11, 1)
+    floor = heart.radius + 0.8 * float(heart.wall.mean()) + rng.uniform(-13, -3)
     dome = rng.uniform(-0.2, 0.2) * u - (u - rng.uniform(10, 70)) ** 2 / rng.uniform(400, 1100)
     below = v - np.maximum(floor - 0.2 * s, 16) + dome - 3 * _texture(rng, grid, 40, 1)
     scene.paint(inside * scene.edge(below, 4), tissue["muscle"] * (1 + 0.2 * lumps))
@@ -292,7 +315,7 @@ def _abdomen(
     lean = rng.choice([0.0, 0.0, 0.5, 1.0])  # share of the room between the organs that is no fat
     scene.paint(
         abdomen,
-        lean * tissue["spleen"] * (1 + 0.15 * lumps + 0.1 * medium),
+        lean * rng.uniform(0.8, 1.6) * tissue["spleen"] * (1 + 0.15 * lumps + 0.1 * medium),
         (1 - lean) * rng.uniform(0.6, 1) * tissue["fat"] * (1 + 0.15 * broad + 0.1 * lumps),
     )
 
@@ -305,14 +328,19 @@ def _abdomen(
             scene.blob(place, [r + wall for r in radii], abdomen, 0.9 * tissue["muscle"], 0.0, rough, 3)
         scene.blob(place, radii, abdomen, grained, 0.0, rough, rng.uniform(2, 6))
 
-    for _ in range(8):
+    for _ in range(14):
         content = rng.choice([tissue["muscle"], tissue["spleen"], tissue["bone"], tissue["liver"]])
-        organ((rng.uniform(-40, 120), floor + rng.uniform(45, 130)), rng.uniform(10, 22), content, 0.4, 2)
-    organ((rng.uniform(60, 100), floor + rng.uniform(15, 45)), rng.uniform(20, 32), tissue["spleen"], 0.15)
+        organ((rng.uniform(-40, 120), floor + rng.uniform(25, 120)), rng.uniform(6, 20), content, 0.5, 2)
+    organ(
+        (rng.uniform(60, 100), floor + rng.uniform(15, 45)),
+        rng.uniform(20, 32),
+        rng.uniform(0.8, 1.6) * tissue["spleen"],
+        0.15,
+    )
     stomach = rng.choice([tissue["muscle"], tissue["spleen"], 0.6 * tissue["fluid"], tissue["bone"]])
     organ((rng.uniform(10, 70), floor + rng.uniform(18, 40)), rng.uniform(18, 34), stomach, rng.uniform(0.2, 0.8), 3)
-    liver = tissue["liver"] * (1 + 0.08 * broad + 0.06 * lumps + 0.07 * medium + 0.08 * fine)
-    veins = np.clip(2.5 * (0.8 * medium + 0.4 * lumps - rng.uniform(1.6, 2.2)), 0, 1)
+    liver = rng.uniform(0.8, 1.6) * tissue["liver"] * (1 + 0.08 * broad + 0.06 * lumps + 0.07 * medium + 0.08 * fine)
+    veins = np.clip(2.5 * (0.8 * medium + 0.5 * lumps - rng.uniform(1.1, 2.0)), 0, 1)
     radii = rng.uniform(35, 80), rng.uniform(28, 55), 150.0
     place = rng.uniform(-70, 0), floor + 0.8 * radii[1] + rng.uniform(-10, 4), 60.0
     scene.blob(place, radii, abdomen, liver + rng.uniform(0, 0.5) * veins, 0.0, 3 * broad + lumps, rng.uniform(2, 7))
@@ -348,9 +376,10 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     c, s = math.cos(heart.axis - math.pi), math.sin(heart.axis - math.pi)
     held = rng.choice([1, 3], (len(part.grid.s), 1, 1), p=[0.9, 0.1])  # a breath a slice, some not held as well
     breath = (held * rng.normal(0, 0.6, (2, len(part.grid.s), 1, 1))).astype(np.float32)  # mm
-    a, b = c * u + s * v + breath[0], c * v - s * u + breath[1]
     height = (part.grid.s - heart.descent * phase) / (heart.length - heart.descent * phase)
     t = height.astype(np.float32)[:, None, None]
+    bend = rng.normal(0, 4, (2, 1, 1, 1)).astype(np.float32) * np.clip(t, 0, 1) ** 2  # mm: the apex lies aside
+    a, b = c * u + s * v + breath[0] + bend[0], c * v - s * u + breath[1] + bend[1]
 
     # Depths (mm) below the three surfaces, and how far each moves from slice to slice, which blurs its edge.
     endo_radii, epi_radii = left_ventricle(heart, height, phase)
@@ -376,26 +405,28 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
         for radii in (endo_radii, epi_radii, right_radii)
     )
 
-    # Fat lies thickest in the corner between right ventricle, diaphragm and chest wall, in the groove in front and
-    # around the apex, and is thin beside the lung; the pericardium is a dark line in it.
+    # The pericardium bridges the grooves between the ventricles; fat fills them, and lies outside in the corners at
+    # the chest wall and around the apex. Beside the lung there is hardly any.
     around = np.arctan2(b, a)
-    corners = 6 * np.exp(-(((around - 2.4) / 0.8) ** 2)) + 4 * np.exp(-(((around + 2.0) / 0.7) ** 2))
-    layer = corners + 3 * _texture(rng, part.grid, 35, 1) + 0.5 * coarse - 1.5 - a / 12 + (t > 0.8) * (2 - a / 10)
-    hull = 6 * np.logaddexp(epi / 6, (right + 2) / 6)
-    thickness = np.clip(heart.fat * layer, -5, 16)
-    part.paint(part.edge(hull + 1, 3), 0.8 * tissue["muscle"])
-    part.paint(part.edge(hull + thickness, 6), 0.0, tissue["fat"] * (1 + 0.15 * medium + 0.2 * coarse))
-    part.paint(0.5 * part.edge(-np.abs(hull + 0.55 * thickness), 3) * (thickness > 5), 0.0)
+    corners = 8 * np.exp(-(((around - 2.5) / 0.6) ** 2)) + 5 * np.exp(-(((around + 2.1) / 0.6) ** 2))
+    patches = 4 * _texture(rng, part.grid, 40, 1) + 0.5 * coarse
+    sac = 12 * np.logaddexp(epi / 12, (right + 3) / 12)
+    thickness = np.clip(heart.fat * (corners + patches - 4 - a / 10 + (t > 0.8) * (2 - a / 10)), -9, 16)
+    fat = tissue["fat"] * (1 + 0.15 * medium + 0.2 * coarse)
+    part.paint(part.edge(np.minimum(sac, epi + 8), 3) * np.clip(0.5 + 0.3 * coarse, 0, 1), 0.7 * tissue["muscle"])
+    part.paint(part.edge(sac + thickness, 6) * np.clip(1.1 + 0.3 * coarse, 0, 1), 0.0, fat)
+    part.paint(0.5 * part.edge(-np.abs(sac - 1), 3) * (thickness > 3), 0.0)
 
-    # The right ventricle: a thin wall, blood, strands of muscle.
+    # The right ventricle: a thin wall, blood, strands of muscle from the wall inwards, the moderator band.
     muscle = tissue["heart"] * (1 + 0.1 * medium + 0.1 * coarse)
-    part.paint(part.edge(right + 2, right_blur), muscle)
+    part.paint(part.edge(right + 2.5 + 0.5 * coarse, right_blur), muscle)
     inside = part.edge(right, right_blur)
-    part.paint(
-        inside, tissue["venous blood"] * rng.uniform(0.85, 1.25) * (1 + 0.1 * coarse + 0.08 * medium + 0.06 * fine)
-    )
-    meshwork = 0.9 * medium + 0.6 * fine + 0.5 * coarse
-    strands = np.clip(meshwork - 0.5 + (4 - right) / 6 + 1.4 * (t - 0.4) + b / 90, 0, 0.85)
+    inflow = rng.uniform(0.9, 1.2) * (1 + 0.06 * coarse + 0.06 * medium + 0.05 * fine)
+    part.paint(inside, tissue["venous blood"] * inflow)
+    strands = 1.1 * _rays(rng, toward, 6) + 0.6 * medium + 0.4 * fine + 1.4 * (t - 0.4) + b / 60
+    strands = np.clip(strands - 0.4 + (5 - right) / 4, 0, 0.85)
+    across = np.abs(a * math.sin(heart.band) - b * math.cos(heart.band) + 0.05 * distance * coarse)
+    strands = np.maximum(strands, 0.6 * np.clip(2.5 - across, 0, 1) * (a < 0) * (np.abs(t - 0.55) < 0.12))
     part.paint(inside * strands * heart.trabeculae, muscle)
 
     # The left ventricle: wall, blood that is fresh at the base and slow at the apex, and turbulent in places;
@@ -404,17 +435,19 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     part.paint(part.edge(wall, epi_blur), muscle)
     cavity = part.edge(endo, endo_blur)
     turbulent = np.clip(coarse + 0.5 * medium - 1.5 - t, 0, 0.5)
-    flow = rng.uniform(0.95, 1.2, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.25 * t)
-    part.paint(cavity, flow * (1 + 0.08 * coarse + 0.06 * medium + 0.04 * fine - turbulent))
-    lateral = 0.35 * a / np.maximum(distance, 1) + 0.84 * np.clip(t, 0, 0.8)
-    fringe = np.clip(0.9 * fine + 0.7 * medium + lateral - 0.3 + (4 - endo) / 3.5, 0, 0.95)
-    part.paint(cavity * fringe * heart.trabeculae * (t > 0.1), muscle)
+    flow = rng.uniform(0.95, 1.1, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
+    part.paint(cavity, flow * (1 + 0.05 * coarse + 0.06 * medium + 0.05 * fine - turbulent))
+    lateral = 0.8 * a / np.maximum(distance, 1) + 1.2 * np.clip(t, 0, 0.9)  # the septum is smooth
+    fringe = 0.6 * _rays(rng, toward, 8) + 0.6 * fine + 0.7 * medium + 0.6 * coarse + lateral - 0.9
+    part.paint(cavity * np.clip(fringe + (4 - endo) / 3, 0, 0.9) * heart.trabeculae * (t > 0.1), muscle)
     for angle, gap, size, level in heart.papillary:
         rim = endo_radii[:, np.abs(from_angle(angle)).argmin(), None, None].astype(np.float32)
         grown = np.minimum(size * (1 + 0.25 * phase), 0.3 * rim) * np.sqrt(np.clip(1 - ((t - level) / 0.32) ** 2, 0, 1))
         far = np.clip(rim - gap * (1 - 0.6 * phase) - 0.6 * grown, 0, None)
-        depth = grown * (1 + 0.3 * medium) - np.hypot(a - far * math.cos(angle), b - far * math.sin(angle))
-        part.paint(cavity * part.edge(depth) * (grown > 0), muscle)
+        depth = grown * (1 + 0.3 * medium + 0.2 * coarse) - np.hypot(
+            a - far * math.cos(angle), b - far * math.sin(angle)
+        )
+        part.paint(cavity * part.edge(depth, 3) * (grown > 0), muscle)
 
     # The root of the aorta, between the ventricles, and the outflow of the right one.
     root = 13 - np.hypot(a - 0.75 * heart.radius * math.cos(OUTFLOW), b - 0.75 * heart.radius * math.sin(OUTFLOW))
@@ -499,14 +532,20 @@ def make_patient(group: str, rng: np.random.Generator, cine: bool = False) -> tu
     scene, depth = _surroundings(rng, grid, heart, _signals(rng, flip, repetition))
     falloff = np.exp(-depth / rng.uniform(150, 600)) + rng.uniform(0, 0.25) * np.exp(-depth / 18)
     shading = falloff * np.exp(0.3 * _texture(rng, grid, 110, 1))
-    sampled, noise = rng.uniform((0.6, 0.55), (1.0, 0.95)), rng.uniform(0.01, 0.04)
+    scan = Scan(
+        sampled=tuple(rng.uniform((0.6, 0.55), (1.0, 0.95))),
+        taper=rng.uniform(0.1, 0.35),
+        noise=(rng.uniform(0.006, 0.026) * np.exp(0.35 * np.clip(depth / 60, 0, 2))).astype(np.float32),
+        ghost=rng.uniform(0, 0.03) * np.exp(2j * np.pi * rng.random()),
+        ghost_at=int(rng.uniform(0.2, 0.5) * len(grid.y)),
+    )
     scale, scanner, tissue = rng.uniform(170, 420), rng.integers(2**32), rng.integers(2**32)
 
     def frame(number):
         beat = scene.copy()
         mask = _paint_heart(np.random.default_rng(tissue), beat, heart, phases[number - 1])
         signal = shading * _resonate(np.random.default_rng(scanner), beat, flip, repetition)
-        image = _acquire(np.random.default_rng([scanner, number]), signal, sampled, noise)
+        image = _acquire(np.random.default_rng([scanner, number]), signal, scan)
         image = np.rint(np.float32(scale) * image)
         return Volume(image.transpose(1, 2, 0), mask.transpose(1, 2, 0), (grid.pixel, grid.pixel, thickness))
 
