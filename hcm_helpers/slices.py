@@ -262,7 +262,7 @@ class Part:
     centred_by: str  # "mask", "cine" or "image"
     cut_off: float  # share of the heart's voxels outside the field of view
     padded: float  # share of the pixels outside the scanned image
-    posed: bool  # whether both ventricles are drawn, so that the pose is known
+    turned: bool  # into the canonical pose, if both ventricles are drawn
 
 
 def _part(patient: Patient, settings: Settings, folder: Path) -> Part:
@@ -291,8 +291,8 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
     volumes = {phase: read_volume(patient, phase) for phase in PHASES}
     drawn = [volume.mask for volume in volumes.values() if volume.mask is not None]
     centre, centred_by = find_heart(patient, volumes)
-    pose = pose_angle(volumes.values())
-    turn = pose if settings.canonical_pose and pose is not None else 0.0
+    pose = pose_angle(volumes.values()) if settings.canonical_pose else None
+    turn = pose or 0.0
     from_base = starts_at_base(drawn)
 
     images, masks, rows, left_out, heart, heart_inside, padded = [], [], [], 0, 0, 0, 0.0
@@ -343,7 +343,7 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
         "centred_by": centred_by,
         "cut_off": 1 - heart_inside / heart if heart else 0.0,
         "padded": padded,
-        "posed": pose is not None,
+        "turned": pose is not None,
     }
     return np.concatenate(images), np.concatenate(masks), facts
 
@@ -469,7 +469,7 @@ def _warn(parts: Sequence[Part], settings: Settings) -> None:
         ),
         (
             "have no right ventricle drawn, so that they are not turned",
-            [part.patient.name for part in parts if settings.canonical_pose and not part.posed],
+            [part.patient.name for part in parts if settings.canonical_pose and not part.turned],
         ),
     ):
         if names:
