@@ -329,13 +329,17 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
         raise _unreadable(path, error) from error
     if voxels.ndim != 3:
         raise DataError(f"{path}: has shape {voxels.shape}, not (X, Y, Z); download this patient again")
-    spacing = header.spacing
+    check_spacing(path, header.spacing, "download this patient again")
+    return voxels, header.spacing
+
+
+def check_spacing(path: Path, spacing: tuple[float, float, float], remedy: str) -> None:
+    """Raise DataError where no voxel of a short-axis stack measures this (mm)."""
     if not all(low <= zoom <= high for zoom, (low, high) in zip(spacing, SPACING_MM, strict=True)):  # nor NaN
         raise DataError(
             f"{path}: has voxels of {_in_mm(spacing)}, which no scanner takes (0.3 to 5 mm in the plane, 1 to 20 mm "
-            "from slice to slice); download this patient again"
+            f"from slice to slice); {remedy}"
         )
-    return voxels, spacing
 
 
 def _check_end(file: BinaryIO) -> None:
