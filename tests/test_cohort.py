@@ -88,6 +88,7 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, line, sentence):
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+@pytest.mark.filterwarnings("ignore:Length of header")
 def test_empty_cells_at_the_end_of_a_line(tmp_path):
     """As spreadsheets write them; pandas would take the first column for the rows' names."""
     table = write_table(tmp_path, ["A,HCM,a.nii.gz,a_gt.nii.gz,1,2,3 2 1,training,"])

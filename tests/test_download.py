@@ -212,7 +212,8 @@ def test_a_web_page_in_place_of_the_archive_does_not_cost_what_has_come(server, 
     server.faults += ["breaks", "page", "page"]
     assert "sent a web page, not the archive" in refusal(server, tmp_path / "acdc")
     kept = (tmp_path / ".acdc.download/archive.zip.part").stat().st_size
-    assert archive.startswith((tmp_path / ".acdc.download/archive.zip.part").read_bytes()) and kept > BLOCK
+    assert archive.startswith((tmp_path / ".acdc.download/archive.zip.part").read_bytes())
+    assert kept > BLOCK
     assert "what has come before is kept" in refusal(server, tmp_path / "acdc")
     fetch(server, tmp_path / "acdc")
     assert server.log[-1].range == f"bytes={kept}-"
