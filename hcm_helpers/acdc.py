@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +20,11 @@ from nibabel.wrapstruct import WrapStructError
 
 GROUPS = ("NOR", "MINF", "DCM", "HCM", "RV")
 PHASES = ("ED", "ES")  # end-diastole: the ventricle is full; end-systole: it has contracted
-UNREADABLE = (OSError, EOFError, ValueError, isal_zlib.error, WrapStructError, HeaderDataError)  # by a bad file
+# What a bad file raises; memory is short where a header claims more voxels than anyone has.
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, OverflowError, MemoryError),
+    *(isal_zlib.error, WrapStructError, HeaderDataError),
+)
 BACKGROUND, RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE = range(4)  # the values in a mask
 SPACING_MM = ((0.3, 5), (0.3, 5), (1, 20))  # what a voxel of a short-axis stack can measure along x, y, z
 
@@ -167,13 +172,17 @@ def read_info(path: str | Path) -> dict:
         (float, kg). Numbers stand in the files both as `178` and as `178.0`.
 
     Raises:
-        DataError: no such file, a key missing, a value that is no number, an unknown group or frame.
+        DataError: no such file, a key missing or with two values, a value that is no number, an unknown group or
+            frame, ED and ES in one frame.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; download this patient again")
-    lines = (line.partition(":") for line in path.read_text(errors="replace").splitlines())
-    text = {key.strip(): value.strip() for key, _, value in lines}
+    text: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if text.setdefault(key, value) != value:
+            raise DataError(f"{path}: {key} is both '{text[key]}' and '{value}'; correct it")
     info: dict = {}
     for key in ("ED", "ES", "Group", "Height", "NbFrame", "Weight"):
         if key not in text:
@@ -188,9 +197,12 @@ def read_info(path: str | Path) -> dict:
         if not 1 <= info[key] <= info["NbFrame"] or info[key] % 1:
             raise DataError(f"{path}: {key} is {text[key]}, of {text['NbFrame']} frames; correct it")
         info[key] = int(info[key])
+    if info["ED"] == info["ES"]:
+        raise DataError(f"{path}: ED and ES are both frame {info['ED']}; correct it")
     return info
 
 
+@np.errstate(over="ignore", invalid="ignore")  # NaN and infinity are told in a sentence
 def read_volume(patient: Patient, phase: str) -> Volume:
     """One phase of a patient: the image, its mask where there is one, and the voxel's size.
 
@@ -202,21 +214,19 @@ def read_volume(patient: Patient, phase: str) -> Volume:
 
     Raises:
         DataError: a file that is missing, cut short or not three-dimensional; voxels of an impossible size; NaN
-            or infinity, or one grey value throughout; a mask of another shape, or with other values than 0 to 3.
+            or infinity, or one grey value throughout; a mask of another shape or voxel size, with other values than
+            0 to 3, or without left ventricle.
     """
     path = patient.image_path(phase)
     image, spacing = _read_nifti(path)
     image = np.asarray(image, dtype=np.float32)
-    lowest, highest = float(image.min()), float(image.max())  # NaN and infinity survive both
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
-        raise DataError(f"{path}: holds NaN or infinite grey values; download this patient again")
-    if lowest == highest:
-        raise DataError(f"{path}: every voxel has the value {lowest:g}; download this patient again")
+    if fault := _fault_of_grey(image):
+        raise DataError(f"{path}: {fault}; download this patient again")
 
     path = patient.mask_path(phase)
     if not path.is_file():
         return Volume(image, None, spacing)
-    values, _ = _read_nifti(path)
+    values, mask_spacing = _read_nifti(path)
     if values.shape != image.shape:
         raise DataError(
             f"{path}: the mask has shape {values.shape}, its image {image.shape}; download this patient again"
@@ -224,6 +234,12 @@ def read_volume(patient: Patient, phase: str) -> Volume:
     mask = values.astype(np.uint8, copy=False)
     if mask.max() > LEFT_VENTRICLE or (values.dtype != np.uint8 and (mask != values).any()):
         raise DataError(f"{path}: the mask has values other than 0, 1, 2, 3; download this patient again")
+    if mask.max() < MYOCARDIUM:
+        raise DataError(f"{path}: the mask holds no left ventricle (2 or 3); download this patient again")
+    if not np.allclose(mask_spacing, spacing, rtol=0.01):
+        raise DataError(
+            f"{path}: has voxels of {_in_mm(mask_spacing)}, its image of {_in_mm(spacing)}; download this patient again"
+        )
     return Volume(image, mask, spacing)
 
 
@@ -232,7 +248,7 @@ def read_cine(patient: Patient) -> Iterator[np.ndarray]:
 
     Raises:
         DataError: a file that is missing, cut short or not four-dimensional; another number of frames than
-            Info.cfg says.
+            Info.cfg says; a frame with NaN or infinity, or with one grey value throughout.
     """
     path = patient.cine_path
     try:
@@ -247,8 +263,13 @@ def read_cine(patient: Patient) -> Iterator[np.ndarray]:
                 )
             file.read(header.offset - Header.SIZE)
             size = math.prod(shape[:3]) * header.dtype.itemsize
-            for _ in range(shape[3]):
-                yield header.voxels(file.read(size), shape[:3]).astype(np.float32)
+            for frame in range(1, shape[3] + 1):
+                with np.errstate(over="ignore", invalid="ignore"):
+                    image = header.voxels(file.read(size), shape[:3]).astype(np.float32)
+                if fault := _fault_of_grey(image):
+                    raise DataError(f"{path}: frame {frame}: {fault}; download this patient again")
+                yield image
+            _check_end(file)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; download this patient again") from None
     except UNREADABLE as error:
@@ -266,7 +287,7 @@ class Header:
 
     def __init__(self, block: bytes):
         fields = nib.Nifti1Header(block, check=False)
-        self.shape, self.offset = fields.get_data_shape(), max(int(fields["vox_offset"]), self.SIZE)
+        self.shape, self.offset = fields.get_data_shape(), max(int(fields["vox_offset"]), 352)
         self.spacing = tuple(float(zoom) for zoom in fields["pixdim"][1:4])
         self.scale = fields.get_slope_inter()
         try:
@@ -288,39 +309,60 @@ class Header:
         return voxels * np.float32(slope) + np.float32(intercept)
 
 
+def read_header(path: Path) -> Header:
+    """The header of a .nii.gz that can be read."""
+    with igzip.open(path) as file:
+        return Header(file.read(Header.SIZE))
+
+
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Voxels (X, Y, Z) in the file's type, and the spacing in mm; DataError where they cannot be had."""
     try:
-        # Unpacked in three pieces, so that nothing grows beyond what the header asks for.
-        stream = isal_zlib.decompressobj(wbits=31)
-        header = Header(stream.decompress(path.read_bytes(), Header.SIZE))
-        if header.offset > Header.SIZE:
-            stream.decompress(stream.unconsumed_tail, header.offset - Header.SIZE)
-        content = stream.decompress(stream.unconsumed_tail, math.prod(header.shape) * header.dtype.itemsize)
-        voxels = header.voxels(content, header.shape)
-        if not stream.eof:
-            stream.decompress(stream.unconsumed_tail, 1)  # compares the checksum behind the last voxel
-        if not stream.eof:
-            raise EOFError("it does not end with its last voxel")
+        with igzip.open(path) as file:
+            header = Header(file.read(Header.SIZE))
+            file.read(header.offset - Header.SIZE)
+            voxels = header.voxels(file.read(math.prod(header.shape) * header.dtype.itemsize), header.shape)
+            _check_end(file)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; download this patient again") from None
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if voxels.ndim != 3:
         raise DataError(f"{path}: has shape {voxels.shape}, not (X, Y, Z); download this patient again")
-    spacing = header.spacing
+    check_spacing(path, header.spacing, "download this patient again")
+    return voxels, header.spacing
+
+
+def check_spacing(path: Path, spacing: tuple[float, float, float], remedy: str) -> None:
+    """Raise DataError where no voxel of a short-axis stack measures this (mm)."""
     if not all(low <= zoom <= high for zoom, (low, high) in zip(spacing, SPACING_MM, strict=True)):  # nor NaN
-        size = " × ".join(f"{zoom:g}" for zoom in spacing)
         raise DataError(
-            f"{path}: has voxels of {size} mm, which no scanner takes (0.3 to 5 mm in the plane, 1 to 20 mm from "
-            "slice to slice); download this patient again"
+            f"{path}: has voxels of {_in_mm(spacing)}, which no scanner takes (0.3 to 5 mm in the plane, 1 to 20 mm "
+            f"from slice to slice); {remedy}"
         )
-    return voxels, spacing
+
+
+def _check_end(file: BinaryIO) -> None:
+    """Read to the end, which compares the checksum there, and raise EOFError where something is left."""
+    if file.read(1):
+        raise EOFError("it does not end with its last voxel")
+
+
+def _fault_of_grey(image: np.ndarray) -> str | None:
+    """What makes a picture of these grey values impossible; None where nothing does."""
+    lowest, highest = float(image.min()), float(image.max())  # NaN and infinity survive both
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        return "holds NaN or infinite grey values"
+    return f"every voxel has the value {lowest:g}" if lowest == highest else None
+
+
+def _in_mm(spacing: tuple[float, ...]) -> str:
+    return " × ".join(f"{zoom:g}" for zoom in spacing) + " mm"
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     """The one sentence; a DataError stays what it is."""
     if isinstance(error, DataError):
         return error
-    reason = " ".join(str(error).split())  # nibabel's messages run over several lines
+    reason = " ".join(str(error).split()) or type(error).__name__  # nibabel's messages run over several lines
     return DataError(f"{path}: cannot be read ({reason}); download this patient again")

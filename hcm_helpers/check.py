@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
@@ -16,9 +15,11 @@ from hcm_helpers.acdc import (
     PHASES,
     DataError,
     Patient,
+    Volume,
     no_patients,
     patient_folders,
     read_cine,
+    read_header,
     read_patient,
     read_volume,
     same_names,
@@ -81,14 +82,14 @@ def examine(split: str, folder: Path) -> Findings:
         return findings
     findings.group = patient.group
 
-    images = {}
+    volumes = {}
     for phase in PHASES:
         try:
             volume = read_volume(patient, phase)
         except DataError as error:
             findings.problems.append(str(error))
             continue
-        images[phase] = volume.image
+        volumes[phase] = volume
         findings.volumes.append(
             VolumeFacts(
                 volume.image.shape,
@@ -98,6 +99,11 @@ def examine(split: str, folder: Path) -> Findings:
                 "none" if volume.mask is None else stored_type(patient.mask_path(phase)),
             )
         )
+    if len({(volume.image.shape, volume.spacing) for volume in volumes.values()}) > 1:
+        first, second = (patient.image_path(phase) for phase in PHASES)
+        findings.problems.append(
+            f"{second}: differs from {first.name} in its shape or its voxels' size; download this patient again"
+        )
     masks = {patient.mask_path(phase): patient.mask_path(phase).is_file() for phase in PHASES}
     if set(masks.values()) == {False, True}:
         missing, other = sorted(masks, key=masks.get)
@@ -106,21 +112,26 @@ def examine(split: str, folder: Path) -> Findings:
         )
     if patient.cine_path.is_file():
         findings.cine = True
-        findings.problems += cine_problems(patient, images)
+        findings.problems += cine_problems(patient, volumes)
     return findings
 
 
-def cine_problems(patient: Patient, images: dict[str, np.ndarray]) -> list[str]:
-    """What is wrong with a patient's cine, of which the images of the phases (X, Y, Z) are two frames."""
+def cine_problems(patient: Patient, volumes: dict[str, Volume]) -> list[str]:
+    """What is wrong with a patient's cine, of which the volumes of the phases are two frames."""
     problems = []
     try:
         for frame, seen in enumerate(read_cine(patient), start=1):
             problems += [
                 f"{patient.cine_path}: frame {frame} differs from {patient.image_path(phase).name}; "
                 "download this patient again"
-                for phase, image in images.items()
-                if frame == patient.frame(phase) and not np.array_equal(seen, image)
+                for phase, volume in volumes.items()
+                if frame == patient.frame(phase) and not np.array_equal(seen, volume.image)
             ]
+        spacing = read_header(patient.cine_path).spacing
+        if not all(np.allclose(spacing, volume.spacing, rtol=0.01) for volume in volumes.values()):
+            problems.append(
+                f"{patient.cine_path}: its voxels have another size than those of ED, ES; download this patient again"
+            )
     except DataError as error:
         problems.append(str(error))
     return problems
@@ -128,7 +139,7 @@ def cine_problems(patient: Patient, images: dict[str, np.ndarray]) -> list[str]:
 
 def stored_type(path: Path) -> str:
     """The type in which a NIfTI file stores its voxels, such as "int16"."""
-    return str(nib.load(path).get_data_dtype())
+    return read_header(path).dtype.name
 
 
 def same_voxels(findings: Sequence[Findings]) -> list[tuple[str, ...]]:

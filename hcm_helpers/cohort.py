@@ -7,8 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.openers import Opener
 
-from hcm_helpers.acdc import GROUPS, UNREADABLE, DataError
+from hcm_helpers.acdc import GROUPS, MYOCARDIUM, UNREADABLE, DataError, Header, check_spacing
 
 COLUMNS = ("patient", "group", "image", "mask", "ED", "ES")
 
@@ -34,10 +35,16 @@ def convert_cohort(table: str | Path, root: str | Path) -> Path:
         raise DataError(f"{table}: there is no such file; name the table of the cohort")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: is not an empty folder; name another for the cohort")
-    rows = pd.read_csv(table, dtype=str, skipinitialspace=True).fillna("")
+    try:
+        rows = pd.read_csv(table, dtype=str, skipinitialspace=True, index_col=False, keep_default_na=False).fillna("")
+    except ValueError as error:  # of pandas, or where it is not UTF-8
+        reason = " ".join(str(error).split())
+        raise DataError(f"{table}: cannot be read ({reason}); save it as CSV in UTF-8") from error
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
-        raise DataError(f"{table}: has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
+        raise DataError(
+            f"{table}: has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}, and commas between them"
+        )
     if rows.empty or rows["patient"].duplicated().any():
         problem = "holds no patients" if rows.empty else "names a patient twice"
         raise DataError(f"{table}: {problem}; give every patient one row")
@@ -68,14 +75,21 @@ def _convert_patient(row: dict[str, str], table: Path, root: Path) -> None:
     to_acdc = np.zeros(256, np.uint8)  # value in the cohort's mask → in ACDC's
     to_acdc[[int(label) for label in labels]] = (1, 2, 3)
 
+    for column in ("image", "mask"):
+        if not row[column]:
+            raise DataError(f"{where}: names no {column}; leave the patient out or name its file")
     image, mask = (_open(table.parent / row[column]) for column in ("image", "mask"))
     if image.shape != mask.shape:
         raise DataError(f"{where}: the mask has shape {mask.shape}, its image {image.shape}; correct the table")
+    if not np.allclose(image.header.get_zooms()[:3], mask.header.get_zooms()[:3], rtol=0.01):
+        raise DataError(f"{where}: the mask's voxels have another size than the image's; correct the table")
     frames = {}
     for phase in ("ED", "ES"):
-        if not row[phase].isdigit() or not 1 <= int(row[phase]) <= image.shape[3]:
+        if not row[phase].isdecimal() or not 1 <= int(row[phase]) <= image.shape[3]:
             raise DataError(f"{where}: {phase} is {row[phase]}, of {image.shape[3]} frames counted from 1; correct it")
         frames[phase] = int(row[phase])
+    if frames["ED"] == frames["ES"]:
+        raise DataError(f"{where}: ED and ES are both frame {frames['ED']}; correct it")
 
     folder = root / split / f"patient_{name}"
     folder.mkdir(parents=True)
@@ -84,10 +98,13 @@ def _convert_patient(row: dict[str, str], table: Path, root: Path) -> None:
     for frame in frames.values():
         path = folder / f"{folder.name}_frame{frame:02d}"
         _save(image, _frame(image, frame), Path(f"{path}.nii.gz"))
-        values = _frame(mask, frame)
-        if values.min() < 0 or values.max() > 3:
-            raise DataError(f"{table.parent / row['mask']}: has values other than 0, 1, 2, 3; name another mask")
-        _save(mask, to_acdc[values.astype(np.uint8)], Path(f"{path}_gt.nii.gz"))
+        values, source = _frame(mask, frame), table.parent / row["mask"]
+        if not np.isin(values, (0, 1, 2, 3)).all():
+            raise DataError(f"{source}: has values other than 0, 1, 2, 3; name another mask")
+        values = to_acdc[values.astype(np.uint8)]
+        if values.max() < MYOCARDIUM:
+            raise DataError(f"{source}: holds no left ventricle in frame {frame}; ED and ES must be counted from 1")
+        _save(mask, values, Path(f"{path}_gt.nii.gz"))
     cine = folder / f"{folder.name}_4d.nii.gz"
     if row["image"].endswith(".nii.gz"):
         shutil.copyfile(table.parent / row["image"], cine)
@@ -98,6 +115,8 @@ def _convert_patient(row: dict[str, str], table: Path, root: Path) -> None:
 def _open(path: Path) -> nib.Nifti1Image:
     """The header of a file with frames; its voxels are read one frame at a time."""
     try:
+        with Opener(path) as file:
+            spacing = Header(file.read(Header.SIZE)).spacing  # nibabel makes 1 mm of 0
         nifti = nib.load(path)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; correct the table") from None
@@ -105,6 +124,7 @@ def _open(path: Path) -> nib.Nifti1Image:
         raise DataError(f"{path}: cannot be read ({error}); name another file in the table") from error
     if len(nifti.shape) != 4:
         raise DataError(f"{path}: has shape {nifti.shape}, not (X, Y, Z, frames); name another file in the table")
+    check_spacing(path, spacing, "name another file in the table")
     return nifti
 
 

@@ -89,6 +89,8 @@ def get(url: str, archive: Path, part: Path, sha256: str) -> None:
         reason = "the connection failed" if answer is None else f"the server says {answer.status_code} {answer.reason}"
         kept = f", the {part.stat().st_size / 1e6:.1f} MB that came are kept" if part.exists() else ""
         raise DataError(f"{url}: {reason}; call again later{kept}") from error
+    except DataError:
+        raise
     except ValueError as error:  # pooch's, where the sha256 differs
         raise DataError(f"{url}: the archive that came is corrupt, so it is deleted; call again") from error
 
@@ -122,6 +124,7 @@ def transfer(url: str, part: Path) -> None:
 
     Raises:
         requests.RequestException: the server refuses or the connection broke; `part` holds what came until then.
+        DataError: a web page came instead, as from a network that wants a login first; `part` is as it was.
     """
     start = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -129,6 +132,9 @@ def transfer(url: str, part: Path) -> None:
         if start and response.status_code == 416:  # nothing is missing, or else the sha256 will tell
             return
         response.raise_for_status()
+        if response.headers.get("Content-Type", "").startswith("text/"):
+            kept = "; what has come before is kept" if start else ""
+            raise DataError(f"{url}: sent a web page, not the archive; open it in a browser, then call again{kept}")
         start = start if response.status_code == 206 else 0
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None

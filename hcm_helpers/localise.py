@@ -56,8 +56,8 @@ def moving_centre(cine: Iterable[np.ndarray], spacing: tuple[float, float, float
     return float(x * spacing[0]), float(y * spacing[1])
 
 
-def pose_angle(volumes: Iterable[Volume]) -> float:
-    """Angle (rad) of the axis from the right to the left ventricle, against the picture's x axis; 0 without masks."""
+def pose_angle(volumes: Iterable[Volume]) -> float | None:
+    """Angle (rad) of the axis from the right to the left ventricle, against the picture's x axis; None if not drawn."""
     axis = np.zeros(2)
     for volume in volumes:
         if volume.mask is not None and (volume.mask == RIGHT_VENTRICLE).any():
@@ -66,7 +66,7 @@ def pose_angle(volumes: Iterable[Volume]) -> float:
                 for where in (volume.mask >= MYOCARDIUM, volume.mask == RIGHT_VENTRICLE)
             )
             axis += (left - right) * volume.spacing[:2]
-    return math.atan2(axis[1], axis[0]) if axis.any() else 0.0
+    return math.atan2(axis[1], axis[0]) if axis.any() else None
 
 
 def starts_at_base(masks: Sequence[np.ndarray]) -> bool:

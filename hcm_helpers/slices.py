@@ -161,8 +161,9 @@ def prepare(
     manifest = pd.DataFrame([row for part in parts for row in part.rows])
     manifest["split"] = manifest["patient"].map(split)
     table = manifest.to_csv(index=False).encode()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary = finished / "set"
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # what an interruption left
         temporary.mkdir()
         with (temporary / "images.npy").open("wb") as images, (temporary / "masks.npy").open("wb") as masks:
             _write_header(images, (len(manifest), 1, image_size, image_size), np.float32)
@@ -261,6 +262,7 @@ class Part:
     centred_by: str  # "mask", "cine" or "image"
     cut_off: float  # share of the heart's voxels outside the field of view
     padded: float  # share of the pixels outside the scanned image
+    turned: bool  # into the canonical pose, if both ventricles are drawn
 
 
 def _part(patient: Patient, settings: Settings, folder: Path) -> Part:
@@ -289,28 +291,29 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
     volumes = {phase: read_volume(patient, phase) for phase in PHASES}
     drawn = [volume.mask for volume in volumes.values() if volume.mask is not None]
     centre, centred_by = find_heart(patient, volumes)
-    turn = pose_angle(volumes.values()) if settings.canonical_pose else 0.0
+    pose = pose_angle(volumes.values()) if settings.canonical_pose else None
+    turn = pose or 0.0
     from_base = starts_at_base(drawn)
 
     images, masks, rows, left_out, heart, heart_inside, padded = [], [], [], 0, 0, 0, 0.0
     for phase, frame, volume in _phases(patient, volumes, settings.frames):
+        path = patient.cine_path if phase == "-" else patient.image_path(phase)
+        if volume.image.shape != volumes["ED"].image.shape:
+            raise DataError(
+                f"{path}: has the shape {volume.image.shape}, that of ED is {volumes['ED'].image.shape}; "
+                "download this patient again"
+            )
         depth = volume.image.shape[2]
         kept, labelled = np.arange(depth), np.arange(depth)
-        shown = drawn if phase == "-" else [volume.mask] if volume.mask is not None else []
+        shown = drawn if volume.mask is None else [volume.mask]
         if shown:
             kept = np.flatnonzero(np.any([(mask >= MYOCARDIUM).any(axis=(0, 1)) for mask in shown], axis=0))
             labelled = np.flatnonzero(np.any([mask.any(axis=(0, 1)) for mask in shown], axis=0))
-            if len(kept) == 0:
-                raise DataError(
-                    f"{patient.mask_path(phase)}: the mask holds no left ventricle (2 or 3); "
-                    "download this patient again"
-                )
         left_out += depth - len(kept)
 
         try:
             stack, mask, padded = cut(volume, kept, centre, turn, settings)
         except DataError as error:
-            path = patient.cine_path if phase == "-" else patient.image_path(phase)
             raise DataError(f"{path}: {error}; download this patient again") from None
         images.append(stack)
         masks.append(mask)
@@ -340,6 +343,7 @@ def slice_patient(patient: Patient, settings: Settings) -> tuple[np.ndarray, np.
         "centred_by": centred_by,
         "cut_off": 1 - heart_inside / heart if heart else 0.0,
         "padded": padded,
+        "turned": pose is not None,
     }
     return np.concatenate(images), np.concatenate(masks), facts
 
@@ -400,11 +404,6 @@ def _phases(patient: Patient, volumes: dict[str, Volume], frames: str) -> Iterat
     if frames == "all" and patient.cine_path.is_file():
         spacing = volumes["ED"].spacing
         for frame, image in enumerate(read_cine(patient), start=1):
-            if image.shape != volumes["ED"].image.shape:
-                raise DataError(
-                    f"{patient.cine_path}: its frames have shape {image.shape}, those of ED and ES "
-                    f"{volumes['ED'].image.shape}; download this patient again"
-                )
             if frame not in (patient.end_diastole, patient.end_systole):
                 yield "-", frame, Volume(image, None, spacing)
 
@@ -467,6 +466,10 @@ def _warn(parts: Sequence[Part], settings: Settings) -> None:
         (
             "have no cine, so that only ED and ES become slices",
             [p.patient.name for p in parts if settings.frames == "all" and not p.patient.cine_path.is_file()],
+        ),
+        (
+            "have no right ventricle drawn, so that they are not turned",
+            [part.patient.name for part in parts if settings.canonical_pose and not part.turned],
         ),
     ):
         if names:

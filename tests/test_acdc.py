@@ -45,6 +45,23 @@ def test_info_with_and_without_decimals(tmp_path):
     assert read_info(path) == expected
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])  # the latter is what Windows' editors begin a file with
+def test_info_that_went_through_an_editor(folder, mark):
+    path = folder / "Info.cfg"
+    before = read_info(path)
+    path.write_bytes(mark + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_info(path) == before
+
+
+def test_a_zip_in_two_pieces(folder, tmp_path):
+    path = folder / "patient007_frame01.nii.gz"
+    (patient,) = find_patients(tmp_path)
+    before = read_volume(patient, "ED")
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content[:5000]) + gzip.compress(content[5000:]))
+    assert read_volume(patient, "ED").digest == before.digest
+
+
 def test_patients_of_both_folders_in_order_of_name(tmp_path):
     write_patient(tmp_path, 101, "RV", "testing")
     write_patient(tmp_path, 2, "DCM")

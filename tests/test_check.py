@@ -1,6 +1,8 @@
 """`hcm check`: one fault each, with its sentence; and what is no fault."""
 
+import gzip
 import re
+import struct
 
 import nibabel as nib
 import numpy as np
@@ -38,13 +40,13 @@ def line(table: str, name: str) -> str:
     return found
 
 
-def write_cine(folder, frames=30, **changed):
-    """A cine whose first and seventh frames are the patient's phases; `changed` gives others, as frame7=…"""
+def write_cine(folder, frames=30, spacing=(4, 4, 10), **changed):
+    """A cine of noise whose first and seventh frames are the patient's phases; `changed` gives others, as frame7=…"""
     phases = {f"frame{n}": voxels(folder / f"{folder.name}_frame{n:02d}.nii.gz") for n in (1, 7)} | changed
-    cine = np.zeros((40, 36, 5, frames), np.int16)
-    for number in (1, 7):
-        cine[..., number - 1] = phases[f"frame{number}"]
-    save_nifti(folder / f"{folder.name}_4d.nii.gz", cine, (4, 4, 10, 1))
+    cine = np.random.default_rng(0).integers(0, 200, (40, 36, 5, frames)).astype(phases["frame7"].dtype)
+    for name, image in phases.items():
+        cine[..., int(name[5:]) - 1] = image
+    save_nifti(folder / f"{folder.name}_4d.nii.gz", cine, (*spacing, 1))
 
 
 # --- what is there
@@ -115,6 +117,8 @@ def test_a_patient_without_info(root, folder, whole):
         ("Height: 178.0", "Height: tall", "Height is 'tall', which is no number; correct it"),
         ("ED: 1", "ED: 0", "ED is 0, of 30 frames; correct it"),
         ("ES: 7", "ES: 31", "ES is 31, of 30 frames; correct it"),
+        ("ES: 7", "ES: 1", "ED and ES are both frame 1; correct it"),
+        ("Weight: 80", "Group: NOR", "Group is both 'HCM' and 'NOR'; correct it"),
     ],
 )
 def test_wrong_info(root, folder, old, new, sentence):
@@ -139,8 +143,8 @@ def test_truncated_file(root, folder, name):
     assert re.fullmatch(rf"{re.escape(str(path))}: cannot be read \(.*\); {AGAIN}", problem)
 
 
-def image_with(value):
-    image = np.random.default_rng(0).normal(60, 5, (40, 36, 5)).astype(np.float32)
+def image_with(value, dtype=np.float32):
+    image = np.random.default_rng(0).normal(60, 5, (40, 36, 5)).astype(dtype)
     image[3, 4, 2] = value
     return image
 
@@ -157,8 +161,13 @@ def image_with(value):
             "the mask has shape (40, 35, 5), its image (40, 36, 5)",
         ),
         ("frame07_gt", np.full((40, 36, 5), 4, np.uint8), "the mask has values other than 0, 1, 2, 3"),
+        ("frame07_gt", np.full((40, 36, 5), np.nan, np.float32), "the mask has values other than 0, 1, 2, 3"),
+        ("frame07_gt", np.ones((40, 36, 5), np.uint8), "the mask holds no left ventricle (2 or 3)"),
+        ("frame07_gt", np.zeros((40, 36, 5), np.uint8), "the mask holds no left ventricle (2 or 3)"),
+        ("frame01", image_with(1e300, np.float64), "holds NaN or infinite grey values"),  # in float32
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_wrong_voxels(root, folder, name, content, sentence):
     path = folder / f"patient007_{name}.nii.gz"
     save_nifti(path, content, (4, 4, 10))
@@ -191,6 +200,22 @@ def test_impossible_spacing(root, folder, spacing, words):
     assert check(root)[1] == [f"{path}: has voxels of {words} mm, {limits}; {AGAIN}"]
 
 
+def test_mask_with_voxels_of_another_size(root, folder):
+    path = folder / "patient007_frame07_gt.nii.gz"
+    save_nifti(path, voxels(path), (1, 1, 1))
+    assert check(root)[1] == [f"{path}: has voxels of 1 × 1 × 1 mm, its image of 4 × 4 × 10 mm; {AGAIN}"]
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((39, 36, 5), (4, 4, 10)), ((40, 36, 5), (4, 3.9, 10))])
+def test_phases_that_are_no_frames_of_one_film(root, folder, shape, spacing):
+    for name in ("frame07", "frame07_gt"):
+        path = folder / f"patient007_{name}.nii.gz"
+        save_nifti(path, voxels(path)[: shape[0]], spacing)
+    path = folder / "patient007_frame07.nii.gz"
+    sentence = "differs from patient007_frame01.nii.gz in its shape or its voxels' size"
+    assert check(root)[1] == [f"{path}: {sentence}; {AGAIN}"]
+
+
 def test_a_patient_in_two_folders(root, folder):
     second = write_patient(root, 7, split="testing")
     (problem,) = check(root)[1]
@@ -209,6 +234,52 @@ def test_cine_of_another_heart(root, folder):
     image[3, 4, 2] += 1
     write_cine(folder, frame7=image)
     assert check(root)[1] == [f"{path}: frame 7 differs from patient007_frame07.nii.gz; {AGAIN}"]
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.full((40, 36, 5), np.nan, np.float32), "holds NaN or infinite grey values"),
+        (np.full((40, 36, 5), 3, np.float32), "every voxel has the value 3"),
+    ],
+)
+def test_cine_with_a_bad_frame(root, folder, image, words):
+    path = folder / "patient007_frame07.nii.gz"
+    save_nifti(path, voxels(path).astype(np.float32), (4, 4, 10))
+    write_cine(folder, frame12=image)
+    assert check(root)[1] == [f"{folder / 'patient007_4d.nii.gz'}: frame 12: {words}; {AGAIN}"]
+
+
+def test_cine_with_voxels_of_another_size(root, folder):
+    write_cine(folder, spacing=(1, 1, 1))
+    path = folder / "patient007_4d.nii.gz"
+    assert check(root)[1] == [f"{path}: its voxels have another size than those of ED, ES; {AGAIN}"]
+
+
+@pytest.mark.parametrize("name", ["frame01", "4d"])
+def test_more_than_the_voxels(root, folder, name):
+    write_cine(folder)
+    path = folder / f"patient007_{name}.nii.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"more"))
+    assert check(root)[1] == [f"{path}: cannot be read (it does not end with its last voxel); {AGAIN}"]
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "words"),
+    [
+        (108, struct.pack("<f", np.inf), "cannot be read (cannot convert float infinity to integer)"),  # vox_offset
+        (42, struct.pack("<hhh", 32767, 32767, 32767), "cannot be read"),  # dim: 70 TB
+        (344, b"none", None),  # magic: the voxels are as they were
+    ],
+)
+def test_odd_headers(root, folder, place, content, words):
+    path = folder / "patient007_frame01.nii.gz"
+    header = bytearray(gzip.decompress(path.read_bytes()))
+    header[place : place + len(content)] = content
+    path.write_bytes(gzip.compress(header))
+    problems = check(root)[1]
+    assert len(problems) == (words is not None)
+    assert all(problem.startswith(f"{path}: {words}") for problem in problems)
 
 
 def test_cine_that_is_none(root, folder):

@@ -1,8 +1,8 @@
 """Other cohorts: what is written in ACDC's layout is what the table named."""
 
-import nibabel as nib
 import numpy as np
 import pytest
+from patients import save_nifti
 
 from hcm_helpers.acdc import DataError, find_patients, read_cine, read_volume
 from hcm_helpers.cohort import convert_cohort
@@ -14,13 +14,21 @@ MASK = np.zeros((20, 24, 3, 6), np.uint8)
 MASK[4:14, 6:16] = 2
 MASK[6:12, 8:14] = 1  # the left ventricle in M&Ms
 MASK[0:3, 6:12, :, :] = 3  # the right one
+EMPTY_IN_FRAME_3 = np.where(np.arange(6) == 2, 0, MASK).astype(np.uint8)
+SPACING = (1.5, 1.4, 9.0)
+FILES = {  # name: voxels and their size in mm
+    "a.nii.gz": (IMAGE, SPACING),
+    "a_gt.nii.gz": (MASK, SPACING),
+    "flat.nii.gz": (IMAGE, (0, 0, 0)),
+    "gap_gt.nii.gz": (EMPTY_IN_FRAME_3, SPACING),
+    "half_gt.nii.gz": (MASK / np.float32(2), SPACING),
+    "small_gt.nii.gz": (MASK, (1, 1, 1)),
+}
 
 
 def write_table(folder, lines, header="patient,group,image,mask,ED,ES,labels,split"):
-    for name, voxels in (("a.nii.gz", IMAGE), ("a_gt.nii.gz", MASK)):
-        nifti = nib.Nifti1Image(voxels, np.diag([1.5, 1.4, 9.0, 1.0]))
-        nifti.header.set_zooms((1.5, 1.4, 9.0, 0.03))
-        nib.save(nifti, folder / name)
+    for name, (voxels, spacing) in FILES.items():
+        save_nifti(folder / name, voxels, (*spacing, 0.03))
     (folder / "cohort.csv").write_text("\n".join([header, *lines]) + "\n")
     return folder / "cohort.csv"
 
@@ -36,7 +44,7 @@ def test_frames_labels_and_spacing(tmp_path):
         volume = read_volume(first, phase)
         np.testing.assert_array_equal(volume.image, IMAGE[..., frame - 1])
         np.testing.assert_array_equal(volume.mask, np.array([0, 3, 2, 1])[MASK[..., frame - 1]])
-        np.testing.assert_allclose(volume.spacing, (1.5, 1.4, 9.0))
+        np.testing.assert_allclose(volume.spacing, SPACING)
     np.testing.assert_array_equal(read_volume(second, "ED").mask, MASK[..., 0])  # labels as in ACDC
     np.testing.assert_array_equal(np.stack(list(read_cine(first)), axis=3), IMAGE)
 
@@ -57,6 +65,14 @@ def test_it_can_be_prepared(tmp_path):
         ("A,HCM,a.nii.gz,a_gt.nii.gz,0,2,,", "patient A: ED is 0, of 6 frames counted from 1"),
         ("A,HCM,a.nii.gz,a_gt.nii.gz,1,7,,", "patient A: ES is 7, of 6 frames counted from 1"),
         ("A,HCM,a.nii.gz,a_gt.nii.gz,1,x,,", "patient A: ES is x"),
+        ("A,HCM,a.nii.gz,a_gt.nii.gz,²,3,,", "patient A: ED is ²"),
+        ("A,HCM,a.nii.gz,a_gt.nii.gz,2,2,,", "patient A: ED and ES are both frame 2"),
+        ("A,HCM,a.nii.gz,,1,2,,", "patient A: names no mask"),
+        ("A,HCM", "patient A: names no image"),
+        ("A,HCM,a.nii.gz,small_gt.nii.gz,1,2,,", "patient A: the mask's voxels have another size than the image's"),
+        ("A,HCM,flat.nii.gz,a_gt.nii.gz,1,2,,", "flat.nii.gz: has voxels of 0 × 0 × 0 mm"),
+        ("A,HCM,a.nii.gz,half_gt.nii.gz,1,2,,", "half_gt.nii.gz: has values other than 0, 1, 2, 3"),
+        ("A,HCM,a.nii.gz,gap_gt.nii.gz,1,3,,", "gap_gt.nii.gz: holds no left ventricle in frame 3"),
         ("A,HCM,a.nii.gz,a.nii.gz,1,2,,", "a.nii.gz: has values other than 0, 1, 2, 3"),
         ("A,HCM,a.nii.gz,a_gt.nii.gz,1,2,3 2,", "patient A: labels '3 2' are not the values 1, 2 and 3"),
         ("A,HCM,a.nii.gz,a_gt.nii.gz,1,2,,test", "patient A: unknown split 'test'"),
@@ -70,6 +86,21 @@ def test_what_is_refused_leaves_nothing_behind(tmp_path, line, sentence):
         convert_cohort(table, tmp_path / "root")
     assert sentence in str(raised.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.filterwarnings("ignore:Length of header")
+def test_empty_cells_at_the_end_of_a_line(tmp_path):
+    """As spreadsheets write them; pandas would take the first column for the rows' names."""
+    table = write_table(tmp_path, ["A,HCM,a.nii.gz,a_gt.nii.gz,1,2,3 2 1,training,"])
+    (patient,) = find_patients(convert_cohort(table, tmp_path / "root"))
+    assert patient.name == "patient_A"
+
+
+@pytest.mark.parametrize("content", [b"", "patient,group\nMüller,HCM\n".encode("latin-1")])
+def test_a_table_that_is_none(tmp_path, content):
+    (tmp_path / "cohort.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"cohort.csv: cannot be read \(.*\); save it as CSV"):
+        convert_cohort(tmp_path / "cohort.csv", tmp_path / "root")
 
 
 def test_a_table_that_cannot_be_used(tmp_path):

@@ -70,7 +70,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(416)
             return
         body = content[start:]
+        if fault == "page":
+            body, start = b"<html>log in first</html>", 0
         self.send_response(206 if start else 200)
+        self.send_header("Content-Type", "text/html; charset=utf-8" if fault == "page" else "application/zip")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if fault == "breaks":
@@ -203,6 +206,18 @@ def test_a_server_that_refuses_is_asked_once(server, tmp_path):
     assert refusal(server, tmp_path / "acdc") == f"{server.url}: the server says 404 Not Found; call again later"
     assert len(server.log) == 1
     assert names(tmp_path) == []
+
+
+def test_a_web_page_in_place_of_the_archive_does_not_cost_what_has_come(server, source, archive, tmp_path):
+    server.faults += ["breaks", "page", "page"]
+    assert "sent a web page, not the archive" in refusal(server, tmp_path / "acdc")
+    kept = (tmp_path / ".acdc.download/archive.zip.part").stat().st_size
+    assert archive.startswith((tmp_path / ".acdc.download/archive.zip.part").read_bytes())
+    assert kept > BLOCK
+    assert "what has come before is kept" in refusal(server, tmp_path / "acdc")
+    fetch(server, tmp_path / "acdc")
+    assert server.log[-1].range == f"bytes={kept}-"
+    assert tree(tmp_path / "acdc") == tree(source)
 
 
 def test_no_server_at_all(server, tmp_path):

@@ -255,6 +255,14 @@ def test_without_masks_the_image_s_middle_is_taken_with_a_warning(tmp_path):
     assert not slices.manifest["labelled"].any()
 
 
+def test_where_one_mask_is_missing_the_other_tells_which_slices_hold_the_heart(tmp_path):
+    folder = write_patient(tmp_path / "root", 1)
+    (folder / "patient001_frame07_gt.nii.gz").unlink()
+    manifest = prepare(tmp_path / "root", tmp_path / "slices", image_size=32).manifest
+    assert manifest.groupby("phase")["slice"].apply(list).to_dict() == {"ED": [0, 1, 2, 3], "ES": [0, 1, 2, 3]}
+    assert manifest.query("labelled")["phase"].unique().tolist() == ["ED"]
+
+
 def test_a_heart_that_is_cut_off_is_told(root, tmp_path):
     with pytest.warns(UserWarning, match="20 of 20 patients have a part of the heart outside .* 60 mm"):
         prepare(root, tmp_path / "slices", image_size=32, field_of_view=60.0)
@@ -291,6 +299,22 @@ def test_it_goes_on_where_it_stopped(root, tmp_path, monkeypatch):
     monkeypatch.undo()
     prepare(tmp_path / "root", tmp_path / "again", 32)
     assert contents(tmp_path / "slices") == contents(tmp_path / "again")
+
+
+def test_what_a_kill_left_is_removed(root, tmp_path, monkeypatch):
+    """Killed before the set moves to its place, so that nothing is tidied: the next call does that too."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(root, tmp_path / "slices", 32)
+    assert list(tmp_path.rglob("images.npy"))
+    monkeypatch.undo()
+    prepare(root, tmp_path / "slices", 32)
+    assert [entry.name for entry in tmp_path.iterdir() if "slices" in entry.name] == ["slices"]
 
 
 def test_other_settings_start_over(root, tmp_path):
@@ -376,8 +400,9 @@ def test_without_masks_the_cine_tells_where_the_heart_is(tmp_path):
 
 def test_a_cine_of_another_shape(tmp_path):
     folder = write_cine(tmp_path / "root", 1, frames=9)
-    save_nifti(folder / "patient001_4d.nii.gz", np.zeros((40, 36, 4, 9), np.int16), (4, 4, 10, 1))
-    with pytest.raises(DataError, match=r"patient001_4d.nii.gz: its frames have shape \(40, 36, 4\)"):
+    cine = np.random.default_rng(0).integers(0, 200, (40, 36, 4, 9)).astype(np.int16)
+    save_nifti(folder / "patient001_4d.nii.gz", cine, (4, 4, 10, 1))
+    with pytest.raises(DataError, match=r"patient001_4d.nii.gz: has the shape \(40, 36, 4\), that of ED is \(40, 36"):
         prepare(tmp_path / "root", tmp_path / "slices", 32, frames="all")
 
 
@@ -397,6 +422,21 @@ def test_the_canonical_pose(tmp_path):
         assert abs(left[0] - right[0]) < 0.7  # pixels: they lie side by side
         assert left[1] - right[1] == pytest.approx(42 / 2.5, abs=0.7)
         assert (mask == 3).sum() * 2.5**2 == pytest.approx(np.pi * 30**2, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:.*image's centre")
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_pose_that_is_not_known_is_told(tmp_path, drawn):
+    folder = write_patient(tmp_path / "root", 1)
+    for path in folder.glob("*_gt.nii.gz"):
+        left = np.asarray(nib.load(path).dataobj) * np.uint8(drawn)
+        path.unlink()
+        if drawn:
+            save_nifti(path, np.where(left == 1, 0, left).astype(np.uint8), (4, 4, 10))
+    straight = prepare(tmp_path / "root", tmp_path / "straight", 32)
+    with pytest.warns(UserWarning, match="1 of 1 patients have no right ventricle drawn.*not turned: patient001"):
+        turned = prepare(tmp_path / "root", tmp_path / "turned", 32, canonical_pose=True)
+    assert torch.equal(straight.images, turned.images)
 
 
 def test_what_a_turn_cuts_off_is_told(tmp_path):
