@@ -117,9 +117,9 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
     right = {name: normal(rng, *RIGHT_VENTRICLE[group][name]) for name in RIGHT_VENTRICLE[group]}
     length = min(80 * (draw["volume"] / 130) ** 0.28 * rng.uniform(0.95, 1.05), 98)
     height, septum = HEIGHTS[:, None], from_angle(np.pi)
-    wall = draw["wall"] * (1 + 0.08 * np.cos(septum)) * _waves(rng, {2: 0.03, 3: 0.03, 4: 0.02})
+    wall = draw["wall"] * (1 + 0.08 * np.cos(septum)) * _waves(rng, {2: 0.05, 3: 0.05, 4: 0.03})
     motion = _waves(rng, {1: 0.05, 2: 0.05, 3: 0.04})
-    ripple = _waves(rng, {2: 0.045, 3: 0.025, 4: 0.012, 5: 0.01, 6: 0.008, 8: 0.006, 11: 0.005})
+    ripple = _waves(rng, {2: 0.045, 3: 0.03, 4: 0.018, 5: 0.01, 6: 0.008, 8: 0.006, 11: 0.005})
     if group == "HCM":
         wall = wall + _hypertrophy(rng, draw["wall"])
         motion = motion * (0.85 + 0.5 * height)  # the apex empties altogether

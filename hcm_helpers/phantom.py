@@ -251,7 +251,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     warp = _texture(rng, grid, 30, 1)
 
     # The front wall is close to the right ventricle and nears the long axis towards the apex.
-    fat_depth, muscle_depth = rng.uniform(6, 36), rng.uniform(12, 28)
+    fat_depth, muscle_depth = rng.uniform(5, 18) + rng.gamma(1.0, 6.0), rng.uniform(12, 28)
     right = right_ventricle(heart, np.array([0.3]), left_ventricle(heart, np.array([0.3]), 0.0)[1], 0.0)
     reach = float(right.max()) * abs(math.cos(heart.axis))
     front = np.maximum(reach + rng.uniform(-4, 12) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
@@ -267,7 +267,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
 
     # Muscle in two sheets with a thin seam of fat between them, each grained along the wall.
     muscle = skin - fat_depth * (1 + 0.4 * _texture(rng, grid, 50, 1)) + 0.5 * lumps
-    grain = np.sin(muscle * (2 * np.pi / rng.uniform(4, 8)) + 2 * lumps + 3 * warp)
+    grain = np.sin(muscle * (2 * np.pi / rng.uniform(4, 8)) + 2.5 * lumps + 3 * warp + medium)
     meat = tissue["muscle"] * (1 + 0.15 * medium + 0.12 * lumps + 0.1 * grain)
     scene.paint(scene.edge(muscle, 3), meat)
     marbling = np.clip(0.5 * broad + 0.3 * lumps + 0.25 * grain - 0.25, 0, rng.uniform(0.1, 0.6))
@@ -282,12 +282,12 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     spacing = rng.uniform(28, 42)
     along = np.arctan2(q, p) * half_height / spacing + 0.15 * warp + s / 60 + rng.uniform(0, 1)
     number = np.floor(along).astype(int)
-    long, high = rng.uniform(0.0, 14, 64)[number % 64], rng.uniform(2.5, 6, 64)[number % 64]  # some are cut elsewhere
+    long, high = rng.uniform(-12, 16, 64)[number % 64], rng.uniform(2.5, 6, 64)[number % 64]  # some are cut elsewhere
     rib = np.hypot(
         (along - number - 0.5) * spacing / np.maximum(long, 0.1), (muscle - 0.68 * muscle_depth + lumps) / high
     )
     scene.paint(0.6 * scene.edge(5 * (1.35 - rib), 4), 0.0, fat)
-    scene.paint(scene.edge(5 * (1.1 - rib)), tissue["bone"])
+    scene.paint(scene.edge(5 * (1.1 - rib)), rng.uniform(0.1, 0.7) * tissue["muscle"])
     marrow = rng.uniform(0.2, 0.8) * tissue["marrow"] * (1 + 0.15 * medium)
     scene.paint(scene.edge(5 * (0.75 - rib)), 0.5 * marrow, 0.5 * marrow)
     scene.paint(scene.edge(2.5 - np.abs(pleura + 1.5), 3) * np.clip(0.3 + 0.8 * broad, 0, 1), 0.0, fat)
@@ -295,7 +295,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     # Lung, its vessels more and wider towards the root.
     inside = scene.edge(pleura, 3)
     scene.paint(inside, tissue["lung"] * (1 + 0.2 * broad + 0.1 * fine) * rng.uniform(0.5, 1.3))
-    vessels = np.clip(4 * (0.85 * fine + 0.4 * medium + 0.4 * broad + u / 110 - rng.uniform(2.0, 2.7)), 0, 1)
+    vessels = np.clip(2 * (0.85 * fine + 0.4 * medium + 0.4 * broad + u / 110 - rng.uniform(2.0, 2.7)), 0, 1)
     scene.paint(inside * vessels, rng.uniform(0.4, 1.1) * tissue["blood"])
     return skin, pleura
 
@@ -410,20 +410,21 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     around = np.arctan2(b, a)
     corners = 8 * np.exp(-(((around - 2.5) / 0.6) ** 2)) + 5 * np.exp(-(((around + 2.1) / 0.6) ** 2))
     patches = 4 * _texture(rng, part.grid, 40, 1) + 0.5 * coarse
-    sac = 12 * np.logaddexp(epi / 12, (right + 3) / 12)
+    beside = np.clip((right_radii - epi_radii) / 8, 0, 1).astype(np.float32).ravel()[toward]  # 0 where there is none
+    sac = 12 * np.logaddexp(epi / 12, (right + 3 - 40 * (1 - beside)) / 12)
     thickness = np.clip(heart.fat * (corners + patches - 4 - a / 10 + (t > 0.8) * (2 - a / 10)), -9, 16)
     fat = tissue["fat"] * (1 + 0.15 * medium + 0.2 * coarse)
     part.paint(part.edge(np.minimum(sac, epi + 8), 3) * np.clip(0.5 + 0.3 * coarse, 0, 1), 0.7 * tissue["muscle"])
     part.paint(part.edge(sac + thickness, 6) * np.clip(1.1 + 0.3 * coarse, 0, 1), 0.0, fat)
-    part.paint(0.5 * part.edge(-np.abs(sac - 1), 3) * (thickness > 3), 0.0)
+    part.paint(0.5 * part.edge(-np.abs(sac - 1), 3) * np.clip(thickness / 4 - 1, 0, 1), 0.0)
 
     # The right ventricle: a thin wall, blood, strands of muscle from the wall inwards, the moderator band.
     muscle = tissue["heart"] * (1 + 0.1 * medium + 0.1 * coarse)
     part.paint(part.edge(right + 2.5 + 0.5 * coarse, right_blur), muscle)
     inside = part.edge(right, right_blur)
-    inflow = rng.uniform(0.9, 1.2) * (1 + 0.06 * coarse + 0.06 * medium + 0.05 * fine)
+    inflow = rng.uniform(0.9, 1.2) * (1 + 0.08 * coarse + 0.04 * medium + 0.06 * fine)
     part.paint(inside, tissue["venous blood"] * inflow)
-    strands = 1.1 * _rays(rng, toward, 6) + 0.6 * medium + 0.4 * fine + 1.4 * (t - 0.4) + b / 60
+    strands = 0.7 * _rays(rng, toward, 6) + 0.8 * medium + 0.4 * fine + 1.4 * (t - 0.4) + b / 60
     strands = np.clip(strands - 0.4 + (5 - right) / 4, 0, 0.85)
     across = np.abs(a * math.sin(heart.band) - b * math.cos(heart.band) + 0.05 * distance * coarse)
     strands = np.maximum(strands, 0.6 * np.clip(2.5 - across, 0, 1) * (a < 0) * (np.abs(t - 0.55) < 0.12))
@@ -436,9 +437,9 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     cavity = part.edge(endo, endo_blur)
     turbulent = np.clip(coarse + 0.5 * medium - 1.5 - t, 0, 0.5)
     flow = rng.uniform(0.95, 1.1, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
-    part.paint(cavity, flow * (1 + 0.05 * coarse + 0.06 * medium + 0.05 * fine - turbulent))
+    part.paint(cavity, flow * (1 + 0.06 * coarse + 0.03 * medium + 0.06 * fine - turbulent))
     lateral = 0.8 * a / np.maximum(distance, 1) + 1.2 * np.clip(t, 0, 0.9)  # the septum is smooth
-    fringe = 0.6 * _rays(rng, toward, 8) + 0.6 * fine + 0.7 * medium + 0.6 * coarse + lateral - 0.9
+    fringe = 0.3 * _rays(rng, toward, 8) + 0.6 * fine + 0.7 * medium + 0.9 * coarse + lateral - 1.1
     part.paint(cavity * np.clip(fringe + (4 - endo) / 3, 0, 0.9) * heart.trabeculae * (t > 0.1), muscle)
     for angle, gap, size, level in heart.papillary:
         rim = endo_radii[:, np.abs(from_angle(angle)).argmin(), None, None].astype(np.float32)
