@@ -131,3 +131,14 @@ def test_bad_input_is_named(encoder):
     real = pd.DataFrame({"cc": np.zeros(20)})
     with pytest.raises(DataError, match="one patient"):
         copies_table({}, real, np.repeat("x", 20))
+
+
+def test_the_threshold_of_real_patients(acdc_root, tmp_path):
+    prepare(acdc_root, tmp_path / "slices", 64)
+    train, held_out = (
+        load_slices(tmp_path / "slices", "train", ("HCM",)),
+        held_out_slices(tmp_path / "slices", ("HCM",)),
+    )
+    nearness, _ = nearest_by_pixels(held_out.images, train)
+    assert nearness.mean() == pytest.approx(0.53, abs=0.05)  # as measured before this code was there
+    assert copy_threshold(nearness) == pytest.approx(0.705, abs=0.03)
