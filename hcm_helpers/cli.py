@@ -106,7 +106,10 @@ def convert_command(table, folder) -> None:
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="The same seed draws the same images.")
 @click.option("--force", is_flag=True, help="Replace an earlier export in DIR; other files are never removed.")
-def sample_command(run, model, n, folder, file_format, group, seed, force) -> None:
+@click.option(
+    "--reject-copies", is_flag=True, help="Draw anew what is nearer to a training slice than real hearts are."
+)
+def sample_command(run, model, n, folder, file_format, group, seed, force, reject_copies) -> None:
     """Draw images from MODEL of RUN, a name below runs/ or a path, into files with a manifest and a MONAI datalist.
 
     The same command goes on with an export that was interrupted.
@@ -118,7 +121,7 @@ def sample_command(run, model, n, folder, file_format, group, seed, force) -> No
         from hcm_helpers import export
 
         try:
-            settings = export.sample(run, model, n, folder, file_format, group, seed, force)
+            settings = export.sample(run, model, n, folder, file_format, group, seed, force, reject_copies)
         except KeyboardInterrupt:
             click.echo("hcm: interrupted; the same command goes on with it", err=True)
             sys.exit(130)

@@ -1,7 +1,8 @@
 """Images of a trained run as files for other programs: 16-bit PNG, NIfTI or one npz, with a manifest and a datalist.
 
 Image i of a seed is the same whatever the number of images, and however often the export was interrupted: images are
-drawn in blocks of 50, each from a seed of its own and always whole.
+drawn in blocks of 50, each from a seed of its own and always whole. Where copies are rejected, the images are what is
+left of the blocks, in their order, and export.json says how many that is of each.
 """
 
 import gzip
@@ -22,19 +23,21 @@ from tqdm import tqdm
 from hcm_helpers import training
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.files import write_whole
+from hcm_helpers.memorisation import copy_threshold, held_out_slices, nearest_by_pixels
 from hcm_helpers.models.acgan import ACGAN
 from hcm_helpers.models.dcgan import DCGAN
 from hcm_helpers.models.diffusion import Diffusion
 from hcm_helpers.models.gan import GAN
 from hcm_helpers.models.infogan import InfoGAN
 from hcm_helpers.models.vae import VAE
-from hcm_helpers.slices import load_slices
+from hcm_helpers.slices import Slices, load_slices
 
 NETWORKS = {"vae": VAE, "gan": GAN, "dcgan": DCGAN, "acgan": ACGAN, "infogan": InfoGAN, "diffusion": Diffusion}
 SUFFIXES = {"png": "png", "nifti": "nii.gz", "npz": "npy"}  # of an image; those of an npz wait in .npy for the others
 TABLES = ("samples.npz", "manifest.csv", "datalist.json")
 STATE = "export.json"
 BLOCK = 50  # images drawn from one seed
+TRIED, LEAST = 4 * BLOCK, 0.05  # after so many images a model must make this share of them that are no copies
 
 Settings = dict[str, Any]
 
@@ -48,6 +51,7 @@ def sample(
     group: str | None = None,
     seed: int = 0,
     force: bool = False,
+    reject_copies: bool = False,
 ) -> Settings:
     """Draw n images from a trained model into a folder, or go on with an unfinished export there.
 
@@ -60,12 +64,15 @@ def sample(
         group: one of GROUPS; None: HCM from a conditional model, from another what it has learned.
         seed: 0 to 2³² − 1; the same seed, weights and machine give the same bytes.
         force: replace an earlier export in the folder.
+        reject_copies: draw another image for each that is nearer to a training slice than `copy_threshold` of the
+            run's held-out slices; export.json says how many were drawn and rejected.
 
     Returns:
         What was exported: the settings that export.json holds.
 
     Raises:
-        DataError: no such run or trained model, a group it cannot draw, or a folder with something else in it.
+        DataError: no such run or trained model, a group it cannot draw, a folder with something else in it, or a
+            model that makes hardly anything but copies.
     """
     source, folder = find_run(run), Path(folder)
     network, facts = load_model(source / model, model)
@@ -79,25 +86,22 @@ def sample(
         "weights_sha256": hashlib.sha256((source / model / "weights.safetensors").read_bytes()).hexdigest(),
     }
     if file_format == "nifti":
-        settings["spacing_mm"] = spacing(source, facts)
+        settings["spacing_mm"] = spacing(learned_slices(source, facts))
+    train = learned_slices(source, facts) if reject_copies else None
+    if train is not None:
+        held_out = held_out_slices(source / "slices", facts["parameters"]["groups"])
+        settings["copies_above"] = copy_threshold(nearest_by_pixels(held_out.images, train)[0])
     prepare_folder(folder, settings, force)
 
-    paths = [folder / name for name in image_names(settings)]
-    with tqdm(total=n, desc=model, unit="image", disable=None) as bar:  # in a terminal only
-        for start in range(0, n, BLOCK):
-            block = paths[start : start + BLOCK]
-            if not all(path.is_file() for path in block):
-                images = draw(network, settings, start // BLOCK)[: len(block)]
-                for path, image in zip(block, images[:, 0].numpy(), strict=True):
-                    write_whole(path, lambda part, image=image: write_image(part, image, settings))
-            bar.update(len(block))
+    kept = write_images(folder, settings, network, train)
     if file_format == "npz":
+        paths = [folder / name for name in image_names(settings)]
         images = torch.from_numpy(np.stack([np.load(path) for path in paths]))[:, None]
         training.save_samples(images, folder, torch.full((n,), label(settings)))
         for path in paths:
             path.unlink()
     write_tables(folder, settings)
-    write_state(folder, settings, finished=True)
+    write_state(folder, settings, finished=True, kept=kept if reject_copies else None)
     return settings
 
 
@@ -149,8 +153,8 @@ def label(settings: Settings) -> int:
     return GROUPS.index(settings["group"]) if settings["group"] in GROUPS else -1
 
 
-def spacing(run: Path, facts: dict[str, Any]) -> list[float]:
-    """Width, height and thickness of a pixel in mm, the last the median over the slices that the model learned from.
+def learned_slices(run: Path, facts: dict[str, Any]) -> Slices:
+    """The slices that a model with this run.json has learned from.
 
     Raises:
         DataError: the run's slices are not there any more, or are others.
@@ -158,9 +162,14 @@ def spacing(run: Path, facts: dict[str, Any]) -> list[float]:
     train = load_slices(run / "slices", "train", facts["parameters"]["groups"])
     if train.fingerprint != facts["data"]:
         raise DataError(
-            f"{run / 'slices'}: are not the slices that this model learned from, so that the size of its pixels "
-            "is not known; train it again or choose --format png"
+            f"{run / 'slices'}: are not the slices that this model learned from, which --format nifti and "
+            "--reject-copies need; train it again or leave these out"
         )
+    return train
+
+
+def spacing(train: Slices) -> list[float]:
+    """Width, height and thickness of a pixel in mm, the last the median over the slices."""
     return [train.pixel_mm, train.pixel_mm, float(train.manifest["thickness_mm"].median())]
 
 
@@ -203,6 +212,43 @@ def prepare_folder(folder: Path, settings: Settings, force: bool) -> None:
 def image_names(settings: Settings) -> list[str]:
     """The file of each image: vae_00000.png and so on."""
     return [f"{settings['model']}_{i:05d}.{SUFFIXES[settings['format']]}" for i in range(settings["images"])]
+
+
+def write_images(folder: Path, settings: Settings, network: nn.Module, train: Slices | None) -> list[int]:
+    """Draw what is not in the folder yet, block after block, without what copies a slice of train, if that is given.
+
+    Returns:
+        How many images of each block are taken.
+
+    Raises:
+        DataError: the model makes hardly anything but copies.
+    """
+    n, paths = settings["images"], [folder / name for name in image_names(settings)]
+    kept = [BLOCK] * -(-n // BLOCK) if train is None else read_state(folder).get("kept", [])
+    done = block = 0
+    with tqdm(total=n, desc=settings["model"], unit="image", disable=None) as bar:  # in a terminal only
+        while done < n:
+            known = block < len(kept)
+            if not known or not all(path.is_file() for path in paths[done : done + kept[block]]):
+                images = draw(network, settings, block)
+                if train is not None:
+                    nearness, _ = nearest_by_pixels(images, train)
+                    images = images[torch.from_numpy(nearness <= settings["copies_above"])]
+                for path, image in zip(paths[done:], images[:, 0].numpy(), strict=False):  # the last block has a rest
+                    write_whole(path, lambda part, image=image: write_image(part, image, settings))
+                if not known:
+                    kept.append(len(images))
+                    write_state(folder, settings, finished=False, kept=kept)
+            bar.update(min(kept[block], n - done))
+            done += kept[block]
+            block += 1
+            drawn = block * BLOCK
+            if done < n and drawn >= TRIED and done < LEAST * drawn:
+                raise DataError(
+                    f"{settings['model']}: {drawn - done} of {drawn} images are copies of training slices, so that "
+                    "--reject-copies leaves too few; train it on more patients or for fewer epochs"
+                )
+    return kept
 
 
 def draw(network: nn.Module, settings: Settings, block: int) -> Tensor:
@@ -264,9 +310,17 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state if isinstance(state, dict) and state.get("made_by") == "hcm sample" else {}
 
 
-def write_state(folder: Path, settings: Settings, finished: bool) -> None:
-    """Write export.json, by which an export of ours is known."""
-    write_json(folder / STATE, {"made_by": "hcm sample", "finished": finished, "settings": settings})
+def write_state(folder: Path, settings: Settings, finished: bool, kept: list[int] | None = None) -> None:
+    """Write export.json, by which an export of ours is known.
+
+    Args:
+        folder, settings, finished: of the export.
+        kept: how many images of each block are no copies, of the blocks drawn so far; None where all are taken.
+    """
+    state = {"made_by": "hcm sample", "finished": finished, "settings": settings}
+    if kept is not None:
+        state |= {"drawn": BLOCK * len(kept), "rejected": BLOCK * len(kept) - sum(kept), "kept": kept}
+    write_json(folder / STATE, state)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

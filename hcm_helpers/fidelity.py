@@ -1,7 +1,385 @@
-"""How far the generated images lie, as a distribution, from the real ones."""
+"""How far the generated images lie, as a distribution, from the real ones.
 
+All but the sliced Wasserstein distance and MS-SSIM compare features of the images. Those of `Encoder` are learned from
+the training patients, so that the figures are not comparable with published ones, which rest on `Inception`.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from hcm_helpers.acdc import GROUPS, PHASES, DataError
+from hcm_helpers.augment import jitter
+from hcm_helpers.models.layers import Batch, adam, check_width, step
+from hcm_helpers.similarity import REAL_TEST, REAL_TRAIN, TITLES, bootstrap_interval, ms_ssim, to_unit
+from hcm_helpers.slices import Slices, check_image_size
+
+MEASURES = {  # and what a better image gives
+    "KID": "lower",
+    "FD": "lower",
+    "relative FD": "lower",
+    "precision": "higher",
+    "density": "higher",
+    "recall": "higher",
+    "coverage": "higher",
+    "MS-SSIM": "as the real",
+    "sliced Wasserstein": "lower",
+}
+FEWEST = 10  # images that make a distribution
+LARGEST_SUBSET = 1000  # of KID (Bińkowski et al. 2018)
+NEIGHBOURS = 5
+DRAWS = 10  # of subsets, and of halves of the patients
+PAIRS = 1000  # for MS-SSIM
+
+
+# From an image to its features
+
+
+class Extractor(nn.Module):
+    """A network whose output is an image's features: (B, 1, S, S) in [−1, 1] → (B, num_features).
+
+    So it can be the feature module of torchmetrics' FID and KID. Any size S will do if image_size is None.
+    """
+
+    num_features: int
+    image_size: int | None = None
+
+    @torch.no_grad()
+    def features(self, images: Tensor, batch_size: int = 64) -> Tensor:
+        """Features (N, num_features) of images (N, 1, S, S), float32, computed on the network's device, on the CPU.
+
+        Raises:
+            DataError: images of another size than the network's, outside [−1, 1], not finite, or none.
+        """
+        size = self.image_size or images.shape[-1]
+        if images.ndim != 4 or tuple(images.shape[1:]) != (1, size, size) or not len(images):
+            raise DataError(f"images: must be (N, 1, {size}, {size}), at least one, not {tuple(images.shape)}")
+        to_unit(images)  # checks the range
+        device, was_training = next(self.parameters()).device, self.training
+        self.eval()
+        found = [self(part.to(device)).float().cpu() for part in images.split(batch_size)]
+        self.train(was_training)
+        return torch.cat(found)
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut. Shapes: (B, channels, H, W) → the same."""
+
+    def __init__(self, channels: int, dropout: float = 0.0):
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)),
+            *(nn.GroupNorm(8, channels), nn.SiLU(), nn.Dropout(dropout)),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Encoder(Extractor):
+    """A small residual network that learns to tell group, phase and position of a slice, and what was done to it.
+
+    The first three are what a heart's picture must have right: how thick the wall and how wide the cavity is, whether
+    the right ventricle and the papillary muscles are there. We have these labels; a self-supervised network would
+    learn from us which changes do not matter instead, and of a few hundred slices hardly more. Such features alone
+    pass over blur and grain, though, the faults of generated images: blurred real slices came out nearer to the
+    training slices than sharp ones. So half of the images are made blurred and noisy, and the network tells by how
+    much. It learns from all groups, for one alone has no group to tell, and the more patients the better;
+    `accuracy` says what it knows of patients that it has not seen.
+
+    The features are the mean of the last feature map over its places, each in units of its standard deviation over
+    the training slices, so that none outweighs the others. `training.fit` trains it on slices whose labels are those
+    of `with_targets`.
+
+    Args:
+        image_size: height and width of the image: 32, 64, 128 or 256.
+        width: channels at half size; doubled at each smaller one, down to 4×4, up to eight times as many.
+        dropout: share of features dropped in training below half size.
+
+    Shapes: (B, 1, image_size, image_size) in [−1, 1] → (B, num_features): 4 · width at 32×32, else 8 · width.
+    """
+
+    def __init__(self, image_size: int = 64, width: int = 16, dropout: float = 0.2):
+        super().__init__()
+        self.image_size = check_image_size(image_size)
+        num_levels = (image_size // 4).bit_length() - 1  # 64: 32×32, 16×16, 8×8, 4×4
+        channels = [min(check_width(width) * 2**level, 8 * width) for level in range(num_levels)]
+        # As in `diffusion.UNet`: four neighbouring pixels become four channels, no convolution runs at full size.
+        layers = [nn.PixelUnshuffle(2), nn.Conv2d(4, width, 3, padding=1), Block(width)]
+        for above, below in pairwise(channels):
+            layers += [nn.Conv2d(above, below, 3, stride=2, padding=1), Block(below, dropout)]
+        self.num_features = channels[-1]
+        self.trunk = nn.Sequential(*layers, nn.GroupNorm(8, self.num_features), nn.SiLU())
+        self.standardise = nn.BatchNorm1d(self.num_features, affine=False)
+        self.heads = nn.Linear(self.num_features, len(GROUPS) + 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.standardise(self.trunk(x).mean(dim=(2, 3)).float())
+
+    def answers(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits of the groups (B, 5), logit of end-systole (B,), position (B,), amounts of blur and noise (B, 2)."""
+        out = self.heads(features).float()
+        return out[:, :-4], out[:, -4], out[:, -3].sigmoid(), out[:, -2:].sigmoid()
+
+    def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
+        """One Adam."""
+        return {"encoder": adam(self.parameters(), learning_rate, betas)}
+
+    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+        """One step down the loss, on images turned, shifted, scaled and in other tones, half of them degraded."""
+        losses = self.losses(*degrade(jitter(batch.images)), batch.labels, label_smoothing=0.1)
+        step(optimizers["encoder"], sum(losses.values()), fabric)
+        return losses
+
+    def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """The training loss on held-out images, half of them degraded."""
+        return sum(self.losses(*degrade(batch.images, generator), batch.labels).values())
+
+    def losses(
+        self, images: Tensor, amounts: Tensor, targets: Tensor, label_smoothing: float = 0.0
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of group and of phase, and five times the mean errors of the rest, numbers of like size.
+
+        Shapes: images (B, 1, S, S), amounts (B, 2) of `degrade`, targets (B, 3) of `with_targets`.
+        """
+        group, phase, position, degraded = self.answers(self(images))
+        return {
+            "group": F.cross_entropy(group, targets[:, 0].long(), label_smoothing=label_smoothing),
+            "phase": F.binary_cross_entropy_with_logits(phase, targets[:, 1]),
+            "position": 5 * F.l1_loss(position, targets[:, 2]),
+            "degraded": 5 * F.l1_loss(degraded, amounts),
+        }
+
+
+def degrade(images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    """Half of the images blurred and noisy, each by amounts of its own in [0, 1], and these amounts.
+
+    1 is a mean over S/16 + 1 pixels both ways, and Gaussian noise of standard deviation 0.3.
+
+    Shapes: (B, 1, S, S) → (B, 1, S, S), (B, 2).
+    """
+    n, reach = len(images), images.shape[-1] // 32
+    amounts = torch.rand(n, 2, generator=generator) * (torch.rand(n, 1, generator=generator) < 0.5)
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    amounts = amounts.to(images.device)
+    blur, grain = amounts[:, :, None, None, None].unbind(dim=1)
+    padded = F.pad(images, (reach,) * 4, mode="reflect")
+    blurred = images.lerp(F.avg_pool2d(padded, 2 * reach + 1, stride=1), blur)
+    return (blurred + 0.3 * grain * noise).clamp(-1, 1), amounts
+
+
+def with_targets(slices: Slices) -> Slices:
+    """The slices of end-diastole and end-systole, with targets (N, 3) in the labels' place: what an Encoder learns.
+
+    Targets are float32: the group's index in GROUPS, 0 for end-diastole and 1 for end-systole, and the position from
+    0 (base) to 1 (apex).
+    """
+    rows = torch.tensor(slices.manifest["phase"].isin(PHASES).to_numpy())
+    manifest = slices.manifest[rows.numpy()].reset_index(drop=True)
+    phase, position = (manifest["phase"] == PHASES[1]).to_numpy(), manifest["position"].to_numpy()
+    targets = np.stack([slices.labels[rows].numpy(), phase, position], axis=1).astype(np.float32)
+    parts = {"images": slices.images[rows], "masks": slices.masks[rows]}
+    return replace(slices, **parts, labels=torch.from_numpy(targets), manifest=manifest)
+
+
+@torch.no_grad()
+def accuracy(encoder: Encoder, slices: Slices) -> dict[str, float]:
+    """How well the encoder tells held-out slices: share with the right group and phase, mean error of the position.
+
+    Args:
+        encoder: after `training.fit`.
+        slices: of patients that it has not seen, as `load_slices` gives them.
+
+    Returns:
+        group, phase: shares; position: 0.1 is a tenth of the way from base to apex; slices, patients: their number.
+    """
+    held_out = with_targets(slices)
+    features = encoder.features(held_out.images).to(next(encoder.parameters()).device)
+    group, phase, position, _ = (answer.cpu() for answer in encoder.answers(features))
+    true_group, true_phase, true_position = held_out.labels.T
+    return {
+        "group": (group.argmax(dim=1) == true_group).float().mean().item(),
+        "phase": ((phase > 0) == (true_phase > 0)).float().mean().item(),
+        "position": (position - true_position).abs().mean().item(),
+        "slices": len(held_out),
+        "patients": held_out.manifest["patient"].nunique(),
+    }
+
+
+class Inception(Extractor):
+    """Inception-v3, trained on photographs: the features of published FIDs, with the same weights.
+
+    Raises:
+        DataError: torch-fidelity is not installed, or its weights, 91 MB from the web, cannot be had.
+    """
+
+    num_features = 2048
+
+    def __init__(self):
+        super().__init__()
+        try:
+            self.network = NoTrainInceptionV3("inception-v3-compat", [str(self.num_features)])
+        except ModuleNotFoundError:
+            raise DataError(
+                "Inception features need torch-fidelity, which is not installed: `pip install torch-fidelity`, or "
+                "take those of an Encoder"
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"the weights of Inception cannot be downloaded ({error}); try again with a connection, or take the "
+                "features of an Encoder"
+            ) from error
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(((x.clamp(-1, 1) + 1) * 127.5).round().byte().expand(-1, 3, -1, -1))
+
+
+# From two sets of features or images to a figure
+
+
+def frechet_distance(x: Tensor, y: Tensor) -> float:
+    """FD, the Fréchet distance of two Gaussians: ‖μ − μ'‖² + tr(Σ + Σ' − 2√ΣΣ'), means and covariances of the features.
+
+    Few images make it larger, the more so the more features there are: compare figures of one number of images only.
+
+    Shapes: (N, D), (M, D) → a number in squares of the features' unit.
+
+    Raises:
+        DataError: fewer than FEWEST images.
+
+    Source: Heusel et al. 2017, arXiv 1706.08500.
+    """
+    x, y = _features(x, y)
+    if x.shape[1] > len(x) + len(y):  # turned into the space that they span, where the distance is the same
+        basis = torch.linalg.qr(torch.cat([x, y]).T).Q
+        x, y = x @ basis, y @ basis
+    metric = FrechetInceptionDistance(_as_they_are(x.shape[1]))
+    metric.update(x, real=True)
+    metric.update(y, real=False)
+    return metric.compute().item()
+
+
+def kernel_distance(
+    x: Tensor, y: Tensor, patients: np.ndarray | None = None, seed: int = 0
+) -> tuple[float, float, float]:
+    """KID, the unbiased squared maximum mean discrepancy with the kernel (x·y / D + 1)³, and its 95 % interval.
+
+    The value is torchmetrics' mean over random subsets as large as the smaller set, but of 1,000 at most. For the
+    interval the estimate from all pairs is written as the mean of one contribution an image of y, its projection
+    (Hoeffding 1948, doi 10.1214/aoms/1177730196), and these are drawn; x stays as it is.
+
+    Args:
+        x: features of the reference (N, D).
+        y: features (M, D).
+        patients: whose each image of y is; patients are then drawn instead of images.
+        seed: of the subsets and draws.
+
+    Returns:
+        value, low and high; the value may be negative.
+
+    Raises:
+        DataError: fewer than FEWEST images.
+
+    Source: Bińkowski et al. 2018, arXiv 1801.01401.
+    """
+    x, y = _features(x, y)
+    size = min(len(x), len(y), LARGEST_SUBSET)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # it keeps all features; so do we
+        torch.manual_seed(seed)
+        subsets = 1 if size == len(x) == len(y) else 100
+        metric = KernelInceptionDistance(_as_they_are(x.shape[1]), subsets=subsets, subset_size=size)
+        metric.update(x, real=True)
+        metric.update(y, real=False)
+        value = metric.compute()[0].item()
+
+    xx, xy, yy = (((a @ b.T) / x.shape[1] + 1) ** 3 for a, b in ((x, x), (x, y), (y, y)))
+    among_x = (xx.sum() - xx.trace()) / (len(x) * (len(x) - 1))
+    among_y = (yy.sum(dim=1) - yy.diagonal()) / (len(y) - 1)
+    contributions = among_x + 2 * among_y - among_y.mean() - 2 * xy.mean(dim=0)
+    contributions += value - contributions.mean()  # all pairs and the subsets differ by a little
+    return value, *bootstrap_interval(contributions.numpy(), patients, seed=seed)
+
+
+def neighbourhoods(real: Tensor, generated: Tensor, k: int = NEIGHBOURS) -> dict[str, Tensor]:
+    """Precision, density, recall and coverage: one number an image, whose mean is the figure.
+
+    The neighbourhood of an image is the ball up to its k-th nearest neighbour in its own set.
+
+    - precision: generated images inside the neighbourhood of any real one;
+    - density: of how many real ones, divided by k (so that one lonely real image does not let everything pass);
+    - recall: real images inside the neighbourhood of any generated one;
+    - coverage: real images with any generated one inside their own neighbourhood.
+
+    Recall and coverage grow with the number of generated images, precision and density do not.
+
+    Shapes: real (M, D), generated (N, D) → precision and density (N,), recall and coverage (M,).
+
+    Raises:
+        DataError: not more than k images.
+
+    Source: Kynkäänniemi et al. 2019, arXiv 1904.06991 (precision, recall); Naeem et al. 2020, arXiv 2002.09797.
+    """
+    for name, features in (("real", real), ("generated", generated)):
+        if len(features) <= k:
+            raise DataError(f"{name}: {len(features)} images have no {k}-th neighbour each; give more than k={k}")
+    real, generated = _features(real, generated, fewest=k + 1)
+    # In the direct way, as the one through a product would give an image a distance from itself.
+    d = torch.cdist(real, generated, compute_mode="donot_use_mm_for_euclid_dist")
+    radius_real, radius_generated = (
+        torch.cdist(f, f, compute_mode="donot_use_mm_for_euclid_dist").kthvalue(k + 1).values for f in (real, generated)
+    )
+    within_real = d < radius_real[:, None]
+    return {
+        "precision": within_real.any(dim=0).double(),
+        "density": within_real.double().sum(dim=0) / k,
+        "recall": (d < radius_generated).any(dim=1).double(),
+        "coverage": within_real.any(dim=1).double(),
+    }
+
+
+def diversity(images: Tensor, patients: np.ndarray | None = None, seed: int = 0) -> tuple[float, float, float]:
+    """Mean MS-SSIM of random pairs of images, low where they are diverse, and its 95 % interval.
+
+    Args:
+        images: (N, 1, S, S) in [−1, 1], at least two.
+        patients: whose each image is; patients are then drawn instead of images.
+        seed: of the pairs and draws.
+
+    Returns:
+        value, low and high; NaN for an interval of fewer than three images or patients.
+
+    Source: Odena et al. 2017, arXiv 1610.09585.
+    """
+    rng = np.random.default_rng(seed)
+    i = rng.integers(len(images), size=PAIRS)
+    j = (i + rng.integers(1, len(images), size=PAIRS)) % len(images)
+    unit = to_unit(images).cpu()
+    pairs = zip(torch.from_numpy(i).split(100), torch.from_numpy(j).split(100), strict=True)
+    values = torch.cat([ms_ssim(unit[a], unit[b]) for a, b in pairs]).double().numpy()
+
+    owners = np.arange(len(images)) if patients is None else np.unique(patients, return_inverse=True)[1]
+    number = owners.max() + 1
+    if number < 3:
+        return float(values.mean()), float("nan"), float("nan")
+    drawn = rng.multinomial(number, np.full(number, 1 / number), size=1000)
+    # Two patients drawn a and b times are a · b times a pair; the pairs within one are there as often as the patient.
+    weights = drawn[:, owners[i]] * np.where(owners[i] == owners[j], 1, drawn[:, owners[j]])
+    low, high = np.quantile(weights @ values / weights.sum(axis=1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, num_projections: int = 512, seed: int = 0) -> float:
@@ -23,3 +401,173 @@ def sliced_wasserstein(x: Tensor, y: Tensor, num_projections: int = 512, seed: i
     levels = (torch.arange(256, device=x.device) + 0.5) / 256
     quantiles = [torch.quantile(images.flatten(1).float() @ directions, levels, dim=0) for images in (x, y)]
     return (quantiles[0] - quantiles[1]).abs().mean().item()
+
+
+# From models to a table
+
+
+def fidelity_table(
+    models: Mapping[str, Tensor], extractor: Extractor, train: Slices, test: Slices, seed: int = 0
+) -> pd.DataFrame:
+    """Every measure of every model against the training slices, and what real hearts reach.
+
+    FD, relative FD, recall, coverage and the sliced Wasserstein distance depend on the number of images. So all rows
+    are given the same, that of the smallest set: the figure is the mean over DRAWS random subsets of so many, and
+    column n says how many. Two rows say what the figures are worth:
+
+    - real test slices: held-out patients against the training slices;
+    - real train slices: one random half of the training patients against the other, mean of DRAWS halvings.
+
+    An Encoder has seen the training slices and knows them better than any other: by so much the first is worse.
+
+    Relative FD compares with one half of the training patients only: FD of n images from it, divided by FD of n real
+    images of the other half from it, means of DRAWS halvings (after Woodland et al. 2024, arXiv 2311.13717). It is 1
+    where images are as far from real hearts as other patients' hearts are.
+
+    The 95 % intervals draw images of a model, but patients of real slices; those of recall and coverage draw the
+    training patients, whose slices they count. Nothing trains a model anew. FD and the sliced Wasserstein distance
+    have none: a bootstrap repeats images, and would shift them.
+
+    Args:
+        models: name → generated images (N, 1, S, S) in [−1, 1].
+        extractor: a trained `Encoder`, or `Inception()`.
+        train, test: the real slices, of the groups that the models have learned.
+        seed: of the subsets, halves and draws.
+
+    Returns:
+        One row a model and measure: model, measure, value, low, high, n (images), drawn ("images", "patients", or
+        "" without an interval).
+
+    Raises:
+        DataError: images or slices too few for a distribution, of another size, outside [−1, 1] or not finite, or
+            training slices of one patient.
+    """
+    patients, test_patients = (slices.manifest["patient"].to_numpy() for slices in (train, test))
+    sets = {name: (images, None) for name, images in models.items()} | {REAL_TEST: (test.images, test_patients)}
+    for name, (images, _) in {REAL_TRAIN: (train.images, patients), **sets}.items():
+        _check(name, images, train.images)
+    rng = np.random.default_rng(seed)
+    halves = _halves(patients, rng)
+    n = min(*(len(images) for images, _ in sets.values()), *(len(half) for pair in halves for half in pair))
+    if n < FEWEST:
+        raise DataError(f"{REAL_TRAIN}: half of the patients have {n}, fewer than {FEWEST}; prepare more patients")
+
+    def draw(rows: Tensor) -> Tensor:
+        return rows[torch.from_numpy(rng.permutation(len(rows))[:n])]
+
+    rows = []
+
+    def add(name: str, measure: str, value: float, low=np.nan, high=np.nan, count: int = n, drawn: str = "") -> None:
+        rows.append((name, measure, float(value), low, high, count, drawn))
+
+    real = extractor.features(train.images)
+    halves = [(draw(a), b) for a, b in halves]
+    unit = np.mean([frechet_distance(real[b], real[a]) for a, b in halves])
+    for name, (images, owners) in sets.items():
+        images, drawn = images.cpu(), "images" if owners is None else "patients"
+        found = extractor.features(images)
+        parts = [draw(torch.arange(len(images))) for _ in range(DRAWS)]
+        add(name, "KID", *kernel_distance(real, found, owners, seed), len(images), drawn)
+        add(name, "FD", np.mean([frechet_distance(real, found[part]) for part in parts]))
+        from_halves = [frechet_distance(real[b], found[part]) for (_, b), part in zip(halves, parts, strict=True)]
+        add(name, "relative FD", np.mean(from_halves) / unit)
+        near = neighbourhoods(real, found)
+        for measure in ("precision", "density"):
+            interval = bootstrap_interval(near[measure].numpy(), owners, seed=seed)
+            add(name, measure, near[measure].mean(), *interval, len(images), drawn)
+        near = [neighbourhoods(real, found[part]) for part in parts]
+        for measure in ("recall", "coverage"):
+            values = torch.stack([found[measure] for found in near]).mean(dim=0).numpy()
+            add(name, measure, values.mean(), *bootstrap_interval(values, patients, seed=seed), n, "patients")
+        add(name, "MS-SSIM", *diversity(images, owners, seed), len(images), drawn)
+        add(name, "sliced Wasserstein", np.mean([sliced_wasserstein(train.images, images[part]) for part in parts]))
+
+    add(REAL_TRAIN, "KID", np.mean([kernel_distance(real[b], real[a], seed=seed)[0] for a, b in halves]))
+    add(REAL_TRAIN, "FD", unit)
+    add(REAL_TRAIN, "relative FD", 1)
+    near = [neighbourhoods(real[b], real[a]) for a, b in halves]
+    for measure in near[0]:
+        add(REAL_TRAIN, measure, np.mean([found[measure].mean() for found in near]))
+    add(REAL_TRAIN, "MS-SSIM", *diversity(train.images, patients, seed), len(train), "patients")
+    distances = [sliced_wasserstein(train.images[b], train.images[a]) for a, b in halves]
+    add(REAL_TRAIN, "sliced Wasserstein", np.mean(distances))
+    return pd.DataFrame(rows, columns=["model", "measure", "value", "low", "high", "n", "drawn"])
+
+
+def render(table: pd.DataFrame) -> pd.DataFrame:
+    """`fidelity_table` in text, a row a model: "0.243 [0.231, 0.256]", with n above, or beside where rows differ."""
+    columns = {}
+    for measure in dict.fromkeys(table["measure"]):
+        rows = table[table["measure"] == measure]
+        one = rows["n"].nunique() == 1
+        arrow = {"lower": " ↓", "higher": " ↑"}.get(MEASURES[measure], "")
+        columns[f"{measure}{arrow}" + (f", n = {rows['n'].iloc[0]}" if one else "")] = {
+            TITLES.get(row.model, row.model): ("–" if pd.isna(row.value) else f"{row.value:.3f}")
+            + ("" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}]")
+            + ("" if one else f", n = {row.n}")
+            for row in rows.itertuples()
+        }
+    return pd.DataFrame(columns).rename_axis("model")
+
+
+def disturbed(images: Tensor, train: Tensor, others: Tensor, seed: int = 0) -> dict[str, Tensor]:
+    """Held-out real images made worse in five ways, to see which measure notices which.
+
+    Args:
+        images: held-out slices (N, 1, S, S) in [−1, 1].
+        train: training slices, of which a tenth of the images become copies.
+        others: slices of other groups.
+        seed: of the noise and of the copies.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(images.shape, generator=generator)
+    width = images.shape[-1] / 64
+    copied = images.clone()
+    places = torch.randperm(len(images), generator=generator)[: max(1, round(0.1 * len(images)))]
+    copied[places] = train[torch.randint(len(train), (len(places),), generator=generator)]
+    return {
+        "noise": (images + 0.2 * noise).clamp(-1, 1),
+        "blur": torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, 1.5 * width, 1.5 * width))),
+        "one image repeated": images[:1].repeat(len(images), 1, 1, 1),
+        "other groups": others,
+        "10 % copies": copied,
+    }
+
+
+def _check(name: str, images: Tensor, slices: Tensor) -> None:
+    """Raise DataError unless the images are enough, of the slices' size, finite and in [−1, 1]."""
+    if images.ndim != 4 or images.shape[1:] != slices.shape[1:]:
+        raise DataError(
+            f"{name}: images have shape {tuple(images.shape)}, the slices {tuple(slices.shape)}; "
+            "sample this model again after training it on these slices"
+        )
+    if len(images) < FEWEST:
+        raise DataError(f"{name}: {len(images)} images are no distribution; give at least {FEWEST}")
+    try:
+        to_unit(images)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+
+
+def _halves(patients: np.ndarray, rng: np.random.Generator) -> list[tuple[Tensor, Tensor]]:
+    """DRAWS times the rows of one random half of the patients and those of the other."""
+    names = np.unique(patients)
+    if len(names) < 2:
+        raise DataError(f"{REAL_TRAIN}: are all of patient {names[0]}, who has no halves; prepare more patients")
+    first = [np.isin(patients, rng.permutation(names)[: len(names) // 2]) for _ in range(DRAWS)]
+    return [tuple(torch.from_numpy(np.flatnonzero(rows)) for rows in (half, ~half)) for half in first]
+
+
+def _features(x: Tensor, y: Tensor, fewest: int = FEWEST) -> tuple[Tensor, Tensor]:
+    """Two sets of features in double precision, for a distance of near sets loses digits; DataError if too few."""
+    for features in (x, y):
+        if len(features) < fewest:
+            raise DataError(f"{len(features)} images are no distribution; give at least {fewest}")
+    return x.double(), y.double()
+
+
+def _as_they_are(num_features: int) -> nn.Module:
+    """What torchmetrics takes for a feature network, where features are computed already."""
+    network = nn.Identity()
+    network.num_features = num_features
+    return network

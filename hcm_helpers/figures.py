@@ -19,8 +19,9 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
 
 from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.fidelity import MEASURES
 from hcm_helpers.files import write_whole
-from hcm_helpers.similarity import METRICS, PAIRINGS, PAPER, REFERENCE_ROWS, TITLES
+from hcm_helpers.similarity import METRICS, PAIRINGS, PAPER, REAL_TEST, REFERENCE_ROWS, TITLES
 from hcm_helpers.slices import Slices
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -261,6 +262,54 @@ def similarity_figure(table: pd.DataFrame) -> Figure:
     texts = sorted(handles, key=[*PAIRINGS, paper_label].index)
     figure.legend([handles[text] for text in texts], texts, loc="outside lower center", ncols=4)
     return figure
+
+
+def reactions_figure(table: pd.DataFrame) -> Figure:
+    """What each measure of fidelity says of real slices made worse: a panel a measure, a row a change.
+
+    The line stands where the held-out slices are as they were; a row on its worse side has been noticed.
+
+    Args:
+        table: `fidelity.fidelity_table` of what `fidelity.disturbed` makes of the held-out slices.
+    """
+    changes = [model for model in dict.fromkeys(table["model"]) if model not in REFERENCE_ROWS]
+    measures = list(dict.fromkeys(table["measure"]))
+    columns = 3
+    size = (9.5, (0.25 * len(changes) + 0.75) * -(-len(measures) // columns))
+    figure, panels = _figure(*size, -(-len(measures) // columns), columns, sharey=True, layout="constrained")
+    for ax in np.ravel(panels)[len(measures) :]:
+        ax.set_axis_off()
+    for measure, ax in zip(measures, np.ravel(panels), strict=False):
+        rows = table[table["measure"] == measure].set_index("model")
+        before, rows = rows.loc[REAL_TEST, "value"], rows.loc[changes]
+        margins = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
+        ax.axvline(before, color=INK, lw=1.2)
+        ax.errorbar(rows["value"], range(len(changes)), xerr=margins, fmt="o", color=BLUE, markersize=5)
+        better = MEASURES[measure]
+        ax.set(title=f"{measure}\n{better} is better" if better in ("lower", "higher") else f"{measure}\n{better}")
+        ax.title.set_fontsize(9)
+        ax.grid(False, axis="y")
+        ax.tick_params(axis="y", length=0)
+    first = np.ravel(panels)[0]
+    first.set_yticks(range(len(changes)), changes)
+    first.set_ylim(len(changes) - 0.5, -0.5)
+    handle = plt.Line2D([], [], color=INK, lw=1.2, label="held-out real slices as they are")
+    figure.legend(handles=[handle], loc="outside lower center")
+    return figure
+
+
+def closest_pairs_figure(images: Tensor, train: Slices, pairs: pd.DataFrame) -> Figure:
+    """Generated images, each above the training slice that is nearest by its pixels.
+
+    Args:
+        images: (N, 1, S, S) in [−1, 1].
+        train: the slices that the model has learned from.
+        pairs: of these, as `memorisation.closest_pairs` gives them.
+    """
+    numbers, rows = torch.tensor(pairs.index.tolist()), torch.tensor(pairs["cc_row"].tolist())
+    pictures = torch.cat([images.cpu()[numbers], train.images[rows]])
+    titles = [f"CC {value:.2f}" for value in pairs["cc"]] + pairs["patient"].tolist()
+    return image_grid(pictures, len(rows), titles, row_titles=("generated", "training"))
 
 
 def architecture_vae() -> Figure:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hcm_helpers.acdc import DataError
@@ -40,6 +41,7 @@ PAPER = {  # the figures that the paper's text gives; how it paired real and gen
     "infogan": {},
     "diffusion": {},  # "the highest SSIM scores", without a figure
 }
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of MS-SSIM, from full size down
 BLOCK = 2**18  # pixels of a block of pairs: 1 MiB in float32, which a core's cache holds
 
 
@@ -100,21 +102,36 @@ def ssim(x: Tensor, y: Tensor, data_range: float = 1.0, sigma: float = 1.5, wind
     rows, columns = (_window_matrix(size, sigma, window, x) for size in x.shape[1:])
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
 
-    def blur(images: Tensor) -> Tensor:
-        return rows @ (images @ columns.T)
-
     def similarity(x: Tensor, y: Tensor) -> Tensor:
-        level_x, level_y = x.mean((1, 2), keepdim=True), y.mean((1, 2), keepdim=True)
-        x, y = x - level_x, y - level_y  # variances do not change, and lose fewer digits
-        mean_x, mean_y = blur(x), blur(y)
-        var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-        cov = blur(x * y) - mean_x * mean_y
-        mean_x, mean_y = mean_x + level_x, mean_y + level_y
-        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-        return (luminance * (2 * cov + c2) / (var_x + var_y + c2)).mean((1, 2))
+        luminance, contrast = _terms(x, y, rows, columns, c1, c2)
+        return (luminance * contrast).mean((1, 2))
 
     size = max(1, BLOCK // (2 * x[0].numel()))
     return torch.cat([similarity(*pair) for pair in zip(x.split(size), y.split(size), strict=True)])
+
+
+@plain_arithmetic()
+def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
+    """SSIM at several scales: contrast and structure at each, luminance at the coarsest, to the powers of SCALES.
+
+    Each scale halves the one before. There are as many as have a place for the window of 11 pixels (two at 32×32,
+    three at 64×64, four at 128×128), and their weights are scaled to a sum of 1. A mean below 0 counts as 0.
+
+    Shapes: (B, 1, H, W), (B, 1, H, W) in [0, 1] → (B,) in [0, 1].
+
+    Source: Wang, Simoncelli & Bovik 2003, doi 10.1109/ACSSC.2003.1292216.
+    """
+    x, y = _partners(x, y)
+    weights = SCALES[: max(1, (min(x.shape[1:]) // 8).bit_length() - 1)]
+    value = torch.ones(len(x), dtype=x.dtype, device=x.device)
+    for level, weight in enumerate(weights):
+        if level:
+            x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
+        rows, columns = (_window_matrix(size, 1.5, 11, x) for size in x.shape[1:])
+        luminance, contrast = _terms(x, y, rows, columns, 0.01**2, 0.03**2)
+        scale = luminance * contrast if level == len(weights) - 1 else contrast
+        value = value * scale.mean((1, 2)).clamp_min(0) ** (weight / sum(weights))
+    return value
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
@@ -400,6 +417,22 @@ def _window_matrix(size: int, sigma: float, window: int, like: Tensor) -> Tensor
     for i in range(len(matrix)):
         matrix[i, i : i + window] = weights / weights.sum()
     return matrix.to(like)
+
+
+def _terms(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, c1: float, c2: float) -> tuple[Tensor, Tensor]:
+    """The two factors of eq. 13, luminance and contrast with structure: (B, H, W), (B, H, W) → (B, H', W') each."""
+
+    def blur(images: Tensor) -> Tensor:
+        return rows @ (images @ columns.T)
+
+    level_x, level_y = x.mean((1, 2), keepdim=True), y.mean((1, 2), keepdim=True)
+    x, y = x - level_x, y - level_y  # variances do not change, and lose fewer digits
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+    cov = blur(x * y) - mean_x * mean_y
+    mean_x, mean_y = mean_x + level_x, mean_y + level_y
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    return luminance, (2 * cov + c2) / (var_x + var_y + c2)
 
 
 def _pairwise_ssim(x: Tensor, y: Tensor, cores: int) -> Tensor:

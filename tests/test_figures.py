@@ -185,6 +185,39 @@ def test_similarity_figure_shows_ours_the_papers_and_the_real_rows():
     assert ssim.get_ylim() == (1.5, -0.5)
 
 
+def test_reactions_figure_shows_each_change_beside_the_undisturbed():
+    rows = [
+        (model, measure, value, value - 0.1, value + 0.2, 20, "images")
+        for measure, values in (("KID", (2.0, 3.0, 1.0, 0.5)), ("recall", (0.2, 0.3, 0.4, 0.9)))
+        for model, value in zip(("noise", "blur", "real test slices", "real train slices"), values, strict=True)
+    ]
+    table = pd.DataFrame(rows, columns=["model", "measure", "value", "low", "high", "n", "drawn"])
+    figure = figures.reactions_figure(table)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["KID\nlower is better", "recall\nhigher is better"]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == ["noise", "blur"]
+    line, dots = panels[0].lines[:2]
+    assert list(line.get_xdata()) == [1.0, 1.0]
+    assert list(dots.get_xdata()) == [2.0, 3.0]
+    (bars,) = panels[1].collections
+    assert [segment[:, 0].tolist() for segment in bars.get_segments()] == [
+        pytest.approx([0.1, 0.4]),
+        pytest.approx([0.2, 0.5]),
+    ]
+
+
+def test_closest_pairs_stand_above_their_training_slices():
+    train = Slices(numbered_images(8), None, None, None, "")
+    pairs = pd.DataFrame({"cc": [0.9, 0.8], "cc_row": [5, 2], "patient": ["patient005", "patient002"]}, index=[3, 0])
+    figure = figures.closest_pairs_figure(numbered_images(4), train, pairs)
+    (axes,) = figure.axes
+    names = {"CC 0.90", "CC 0.80", "patient005", "patient002", "generated", "training"}
+    assert texts(figure) == names
+    values, step = axes.images[0].get_array(), 32 + round(0.22 * 32)
+    found = [values[3, 5], values[3, 38], values[step + 3, 5], values[step + 3, 38]]
+    assert found == pytest.approx([3 / 4, 0, 5 / 8, 2 / 8])
+
+
 def test_diagrams_name_the_parts_that_the_paper_names():
     vae, gan, diffusion = (" ".join(sorted(texts(draw()))) for draw in DIAGRAMS)
     for word in (

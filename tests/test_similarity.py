@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from hcm_helpers import similarity
 from hcm_helpers.acdc import DataError
+from hcm_helpers.similarity import ms_ssim
 from hcm_helpers.slices import Slices
 
 
@@ -307,3 +309,25 @@ def test_bad_input_is_refused_with_the_remedy(table):
 
 def test_to_unit_maps_the_ends():
     assert similarity.to_unit(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize(("size", "weights"), [(32, (0.0448, 0.2856)), (64, (0.0448, 0.2856, 0.3001))])
+def test_ms_ssim_is_made_of_scikit_images_maps(size, weights):
+    x, y = (smooth_image(size, seed) for seed in (0, 1))
+    y = 0.7 * x + 0.3 * y
+    expected, settings = 1.0, {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+    for level, weight in enumerate(weights):
+        _, terms = structural_similarity(x, y, data_range=1.0, **settings)
+        if level < len(weights) - 1:  # without luminance, which is that of the two means
+            mean_x, mean_y = (gaussian_filter(image, 1.5, truncate=3.5) for image in (x, y))
+            terms = terms / ((2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4))
+        expected *= terms[5:-5, 5:-5].mean() ** (weight / sum(weights))
+        x, y = (image.reshape(len(image) // 2, 2, -1, 2).mean((1, 3)) for image in (x, y))
+    images = [torch.tensor(smooth_image(size, seed))[None, None] for seed in (0, 1)]
+    found = ms_ssim(images[0], 0.7 * images[0] + 0.3 * images[1])
+    assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def smooth_image(size, seed):
+    image = gaussian_filter(np.random.default_rng(seed).normal(size=(size, size)), 2.0)
+    return (image - image.min()) / np.ptp(image)

@@ -1,0 +1,450 @@
+"""Distances between sets of images: closed forms and cases by hand, and what noise, blur and collapse do to them."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rings import ring_slices
+from scipy.linalg import sqrtm
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from hcm_helpers import fidelity
+from hcm_helpers.acdc import DataError
+from hcm_helpers.fidelity import (
+    Encoder,
+    accuracy,
+    degrade,
+    disturbed,
+    diversity,
+    fidelity_table,
+    frechet_distance,
+    kernel_distance,
+    neighbourhoods,
+    render,
+    sliced_wasserstein,
+    with_targets,
+)
+from hcm_helpers.similarity import REAL_TEST, REAL_TRAIN, ms_ssim
+from hcm_helpers.training import fit
+
+TRAIN, TEST = ring_slices(range(8), ("HCM",)), ring_slices(range(100, 108), ("HCM",))
+OTHERS = ring_slices(range(100, 104), ("DCM",))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """Trained on fifty patients of all groups."""
+    torch.manual_seed(0)
+    model = Encoder(32, 8)
+    train, validation = with_targets(ring_slices(range(50))), with_targets(ring_slices(range(60, 70)))
+    settings = {"epochs": 10, "batch_size": 16, "learning_rate": 5e-3, "betas": (0.9, 0.999), "ema_decay": 0.98}
+    fit(model, train, validation, tmp_path_factory.mktemp("encoder"), **settings)
+    return model
+
+
+@pytest.fixture(scope="module")
+def table(encoder):
+    changed = disturbed(TEST.images, TRAIN.images, OTHERS.images)
+    return fidelity_table(changed, encoder, TRAIN, TEST)
+
+
+def normal(n, d, seed, shift=0.0, scale=1.0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(shift, scale, (n, d)))
+
+
+# The encoder
+
+
+def test_the_encoder_knows_hearts_that_it_has_not_seen(encoder):
+    found = accuracy(encoder, ring_slices(range(70, 90)))
+    assert (found["slices"], found["patients"]) == (200, 20)
+    assert found["group"] > 0.35  # five groups: by chance 0.2
+    assert found["phase"] > 0.6
+    assert found["position"] < 0.27  # 0.3 for whoever says 0.5
+
+
+def test_accuracy_counts_right_answers(monkeypatch):
+    slices = ring_slices(range(5))
+    answer = torch.zeros(len(slices), 9)
+    answer[:, 2], answer[:, 5], answer[:, 6] = 1, 1, 0  # always DCM, end-systole, half way
+    model = Encoder(32, 8)
+    monkeypatch.setattr(model.heads, "forward", lambda features: answer)
+    found = accuracy(model, slices)
+    assert found["group"] == pytest.approx(0.2)
+    assert found["phase"] == pytest.approx(0.5)
+    assert found["position"] == pytest.approx((0.5 + 0.25 + 0 + 0.25 + 0.5) / 5)
+
+
+def test_targets_are_group_phase_and_position():
+    slices = ring_slices(range(5))
+    slices.manifest.loc[3, "phase"] = "-"  # a frame between
+    targets = with_targets(slices)
+    assert len(targets) == len(slices) - 1 == len(targets.manifest) == len(targets.masks)
+    assert torch.equal(targets.images[3], slices.images[4])
+    assert targets.labels[[0, 3, 8, -1]].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 1], [4, 1, 1]]
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_features_are_the_same_in_any_batch_and_fit_torchmetrics(size):
+    torch.manual_seed(0)
+    model = Encoder(size, 8).train()
+    images = torch.rand(12, 1, size, size) * 2 - 1
+    features = model.features(images)
+    assert features.shape == (12, model.num_features)
+    assert model.training
+    assert torch.allclose(features, model.features(images, batch_size=5), atol=1e-5)
+    metric = FrechetInceptionDistance(model.eval(), normalize=True)
+    with torch.no_grad():
+        metric.update(images[:10], real=True)
+        metric.update(images[2:].flip(3), real=False)
+    expected = frechet_distance(features[:10], model.features(images[2:].flip(3)))
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_degraded_images_differ_by_their_amounts():
+    images = ring_slices(range(20)).images
+    changed, amounts = degrade(images, torch.Generator().manual_seed(0))
+    untouched = (amounts == 0).all(dim=1)
+    assert untouched.float().mean() == pytest.approx(0.5, abs=0.15)
+    assert torch.equal(changed[untouched], images[untouched])
+    assert changed.abs().max() <= 1
+    change = (changed - images).flatten(1).std(dim=1)
+    heavy = amounts[:, 1] > 0.7
+    assert change[heavy].min() > change[untouched].max()
+    smooth = (amounts[:, 0] > 0.7) & (amounts[:, 1] < 0.2)
+    assert smooth.any()
+    assert (edges(changed[smooth]) < 0.9 * edges(images[smooth])).all()
+
+
+def edges(images):
+    """The mean step from a pixel to the next but one on its right, which noise moves less than the next."""
+    return (images[..., 2:] - images[..., :-2]).abs().mean((1, 2, 3))
+
+
+# Closed forms and cases by hand
+
+
+def test_fd_of_a_gaussian_and_a_shifted_one_is_the_square_of_the_shift():
+    x = normal(500, 6, 0)
+    shift = torch.tensor([1.0, -2.0, 0, 0, 0.5, 0])
+    assert frechet_distance(x, x + shift) == pytest.approx(5.25, abs=1e-6)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(x, 3 * x) == pytest.approx(
+        4 * (x.mean(0).square().sum() + torch.trace(torch.cov(x.T))).item(), rel=1e-6
+    )
+    large = normal(200_000, 2, 1), normal(200_000, 2, 2, shift=2.0, scale=3.0)
+    assert frechet_distance(*large) == pytest.approx(2 * 2.0**2 + 2 * (3 - 1) ** 2, rel=0.02)
+
+
+def test_fd_of_any_two_sets_is_that_by_scipy():
+    x, y = normal(60, 5, 0) @ normal(5, 5, 1), normal(70, 5, 2) @ normal(5, 5, 3) + 1
+    (a, b), (mean_a, mean_b) = (np.cov(f.T) for f in (x, y)), (f.mean(0) for f in (x, y))
+    expected = (mean_a - mean_b).square().sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_fd_with_more_features_than_images_is_the_same_in_the_space_they_span(monkeypatch):
+    x, y = normal(12, 40, 0), normal(15, 40, 1, shift=0.3)
+    turned = frechet_distance(x, y)
+    a, b = np.cov(x.T), np.cov(y.T)
+    roots = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()
+    expected = (x.mean(0) - y.mean(0)).square().sum().item() + np.trace(a) + np.trace(b) - 2 * roots
+    assert turned == pytest.approx(expected, rel=1e-4)
+
+
+def mmd(x, y):
+    """The unbiased estimate, pair by pair."""
+
+    def kernel(a, b):
+        return (sum(p * q for p, q in zip(a.tolist(), b.tolist(), strict=True)) / len(a) + 1) ** 3
+
+    n, m = len(x), len(y)
+    xx = sum(kernel(x[i], x[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    yy = sum(kernel(y[i], y[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    xy = sum(kernel(a, b) for a in x for b in y) / (n * m)
+    return xx + yy - 2 * xy
+
+
+def test_kid_is_the_unbiased_mmd():
+    x, y = normal(20, 3, 0), normal(20, 3, 1, shift=0.5)
+    value, low, high = kernel_distance(x, y)
+    assert value == pytest.approx(mmd(x, y), rel=1e-6)
+    assert low < value < high
+    assert low == pytest.approx(value - (high - value), abs=0.2 * (high - low))
+    more = normal(60, 3, 2, shift=0.5)
+    assert kernel_distance(x, more)[0] == pytest.approx(mmd(x, more), rel=0.2)  # subsets of 20 of the 60
+
+
+def test_kid_is_zero_on_average_for_equal_distributions_and_its_interval_covers_that(monkeypatch):
+    x = normal(1000, 4, 0)
+    monkeypatch.setattr(fidelity, "LARGEST_SUBSET", 10)  # the value is not looked at
+    intervals = [kernel_distance(x, normal(50, 4, seed, shift=0.5))[1:] for seed in range(1, 41)]
+    truth = mmd_of_normals(shift=0.5, d=4)
+    covered = np.mean([low <= truth <= high for low, high in intervals])
+    assert 0.8 <= covered <= 1.0
+    values = [kernel_distance(normal(10, 4, seed), normal(10, 4, 1000 + seed))[0] for seed in range(100)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 10
+
+
+def test_kids_interval_is_as_wide_as_leaving_one_out_says():
+    x, y = normal(15, 3, 0, shift=1.5), normal(15, 3, 1)
+    without = np.array([mmd(x, torch.cat([y[:i], y[i + 1 :]])) for i in range(15)])
+    error = np.sqrt(14 / 15 * ((without - without.mean()) ** 2).sum())
+    _, low, high = kernel_distance(x, y)
+    assert (high - low) / (2 * 1.96) == pytest.approx(error, rel=0.15)
+
+
+def mmd_of_normals(shift, d):
+    """E[(x·y/d + 1)³] in closed form: with s = x·y, E s = x̄·ȳ and E s² as for independent normals, E s³ likewise."""
+
+    def expectation(a, b):  # means a and b in every coordinate, unit variances
+        first = a * b
+        second = (1 + a * a) * (1 + b * b)
+        third = (a**3 + 3 * a) * (b**3 + 3 * b)
+        m1 = d * first
+        m2 = d * second + d * (d - 1) * first**2
+        m3 = d * third + 3 * d * (d - 1) * second * first + d * (d - 1) * (d - 2) * first**3
+        return m3 / d**3 + 3 * m2 / d**2 + 3 * m1 / d + 1
+
+    return expectation(0, 0) + expectation(shift, shift) - 2 * expectation(0, shift)
+
+
+def test_kid_of_patients_has_a_wider_interval_than_of_their_images():
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(8), 10)
+    y = torch.from_numpy(rng.normal(0, 1, (8, 4))[patients] + rng.normal(0, 0.1, (80, 4)))
+    _, low, high = kernel_distance(normal(100, 4, 1), y)
+    _, low_patients, high_patients = kernel_distance(normal(100, 4, 1), y, patients)
+    assert high_patients - low_patients > 1.5 * (high - low)
+
+
+def test_the_same_seed_gives_the_same_kid_and_leaves_the_other_draws_alone():
+    x, y = normal(40, 3, 0), normal(30, 3, 1)
+    torch.manual_seed(5)
+    first = kernel_distance(x, y)
+    after = torch.rand(1)
+    assert kernel_distance(x, y) == first
+    assert kernel_distance(x, y, seed=1)[0] != first[0]
+    torch.manual_seed(5)
+    assert torch.rand(1) == after
+
+
+def line(*places):
+    return torch.tensor(places, dtype=torch.float64)[:, None]
+
+
+def test_neighbourhoods_by_hand():
+    # On a line with k = 1: real 0, 1, 3, 10 have radii 1, 1, 2, 7; generated 0.5, 2.5, 20, 21: 2, 2, 1, 1.
+    found = neighbourhoods(line(0, 1, 3, 10), line(0.5, 2.5, 20, 21), k=1)
+    assert found["precision"].tolist() == [1, 1, 0, 0]
+    assert found["density"].tolist() == [2, 1, 0, 0]  # 0.5 lies within 0 and 1; 2.5 within 3 (10's ball starts at 3)
+    assert found["recall"].tolist() == [1, 1, 1, 0]
+    assert found["coverage"].tolist() == [1, 1, 1, 0]
+    found = neighbourhoods(line(0, 1, 3, 10), line(0.4, 0.5, 9, 9.1), k=1)  # whose radii are 0.1
+    assert found["recall"].tolist() == [0, 0, 0, 0]
+    assert found["coverage"].tolist() == [1, 1, 0, 1]
+    found = neighbourhoods(line(0, 1, 3, 10), line(0.5, 2.5, 20, 21), k=2)  # radii 3, 2, 3, 9
+    assert found["density"].tolist() == [1.5, 2, 0, 0]
+    assert found["precision"].tolist() == [1, 1, 0, 0]
+    assert found["coverage"].tolist() == [1, 1, 1, 1]
+
+
+def test_density_sees_the_outlier_that_precision_lets_pass():
+    real = torch.cat([normal(100, 2, 0), torch.full((1, 2), 50.0)])
+    between = torch.full((20, 2), 25.0) + normal(20, 2, 1)
+    found = neighbourhoods(real, between)
+    assert found["precision"].mean() == 1
+    assert found["density"].mean() == pytest.approx(0.2)  # one ball of k = 5
+
+
+def test_diversity_of_one_image_is_one_and_of_noise_low():
+    one = ring_slices([0]).images[:1].repeat(20, 1, 1, 1)
+    assert diversity(one)[0] == pytest.approx(1, abs=1e-5)
+    noise = torch.rand(20, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    value, low, high = diversity(noise)
+    assert low <= value <= high < 0.2
+
+
+def test_diversity_of_two_images_is_their_ms_ssim():
+    x, y = TEST.images[:1], TEST.images[15:16]
+    value, low, _ = diversity(torch.cat([x, y]))
+    assert value == pytest.approx(ms_ssim((x + 1) / 2, (y + 1) / 2).item(), abs=1e-6)
+    assert np.isnan(low), "two images have one pair only"
+
+
+def test_no_image_is_a_pair_with_itself_and_patients_widen_the_interval():
+    images = torch.cat([TEST.images[k : k + 1].repeat(10, 1, 1, 1) for k in range(0, 80, 16)])
+    value, low, high = diversity(images, np.repeat(np.arange(5), 10))
+    one = np.mean([diversity(images[[a, b]])[0] for a in range(0, 50, 10) for b in range(a + 10, 50, 10)])
+    assert value == pytest.approx(9 / 49 + 40 / 49 * one, abs=0.04)
+    _, low_images, high_images = diversity(images)
+    assert high - low > 1.5 * (high_images - low_images)
+
+
+# The table, and what disturbs it
+
+
+def values(table, measure):
+    return table[table["measure"] == measure].set_index("model")["value"]
+
+
+def test_the_table_has_every_measure_with_its_number(table, encoder):
+    models = ["noise", "blur", "one image repeated", "other groups", "10 % copies", REAL_TEST, REAL_TRAIN]
+    assert table["model"].drop_duplicates().tolist() == models
+    assert not table.duplicated(["model", "measure"]).any()
+    assert set(table["measure"]) == set(fidelity.MEASURES)
+    assert len(table) == len(models) * len(fidelity.MEASURES)
+    matched = table[table["measure"].isin(["FD", "relative FD", "recall", "coverage", "sliced Wasserstein"])]
+    assert set(matched["n"]) == {40}  # of half the training patients, and of the other groups
+    whole = table[table["measure"].isin(["KID", "precision", "density"])].set_index("model")["n"]
+    assert set(whole[["noise", REAL_TEST]]) == {80}
+    with_interval = table[table["drawn"] != ""]
+    assert (with_interval["low"] <= with_interval["high"]).all()
+    assert table[table["drawn"] == ""][["low", "high"]].isna().all().all()
+    drawn = table.set_index(["model", "measure"])["drawn"]
+    assert (drawn["noise", "KID"], drawn[REAL_TEST, "KID"], drawn["noise", "recall"]) == (
+        "images",
+        "patients",
+        "patients",
+    )
+    assert values(table, "relative FD")[REAL_TRAIN] == 1
+    features = [encoder.features(slices.images) for slices in (TRAIN, TEST)]
+    expected = kernel_distance(*features, TEST.manifest["patient"].to_numpy())
+    found = table.set_index(["model", "measure"]).loc[(REAL_TEST, "KID"), ["value", "low", "high"]]
+    assert found.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("measure", "disturbance", "direction"),
+    [
+        *((measure, change, 1) for measure in ("KID", "FD") for change in ("noise", "blur", "one image repeated")),
+        *((measure, "other groups", 1) for measure in ("KID", "FD", "relative FD", "sliced Wasserstein")),
+        *((measure, "10 % copies", -1) for measure in ("KID", "FD")),
+        *((measure, change, -1) for measure in ("precision", "density") for change in ("noise", "blur")),
+        *((measure, change, -1) for measure in ("recall", "coverage") for change in ("noise", "blur")),
+        *((measure, "one image repeated", -1) for measure in ("recall", "coverage")),
+        *((measure, "other groups", -1) for measure in ("precision", "density", "recall", "coverage")),
+        *((measure, "10 % copies", 1) for measure in ("recall", "coverage")),
+        ("MS-SSIM", "one image repeated", 1),
+        ("MS-SSIM", "blur", 1),
+        ("sliced Wasserstein", "one image repeated", 1),
+    ],
+)
+def test_each_measure_notices(table, measure, disturbance, direction):
+    found = values(table, measure)
+    before, after = found[REAL_TEST], found[disturbance]
+    assert direction * (after - before) > 0.02 * abs(before)
+
+
+def test_one_image_repeated_is_no_diversity_and_covers_nothing(table):
+    assert values(table, "MS-SSIM")["one image repeated"] == pytest.approx(1, abs=1e-5)
+    assert values(table, "recall")["one image repeated"] == 0
+
+
+def test_a_real_model_of_many_images_is_compared_by_as_few(encoder):
+    more = ring_slices(range(200, 215), ("HCM",)).images
+    found = fidelity_table({"gan": more}, encoder, TRAIN, TEST).set_index(["model", "measure"])
+    assert found.loc[("gan", "FD"), "n"] == 40
+    assert found.loc[("gan", "KID"), "n"] == 150
+    assert found.loc[("gan", "relative FD"), "value"] == pytest.approx(1, abs=0.4), "as good as real hearts"
+
+
+def test_render_is_a_row_a_model(table):
+    wide = render(table)
+    assert wide.index.tolist() == table["model"].drop_duplicates().tolist()
+    assert "FD ↓, n = 40" in wide
+    assert "MS-SSIM" in wide
+    cell = wide.loc["noise", "KID ↓"]
+    assert cell.startswith(f"{values(table, 'KID')['noise']:.3f} [")
+    assert cell.endswith(", n = 80")
+
+
+def test_disturbed_images_are_what_their_names_say():
+    changed = disturbed(TEST.images, TRAIN.images, OTHERS.images)
+    assert torch.equal(changed["one image repeated"], TEST.images[:1].expand(80, -1, -1, -1))
+    same = (changed["10 % copies"] == TEST.images).flatten(1).all(dim=1)
+    assert (~same).sum() == 8
+    for image in changed["10 % copies"][~same]:
+        assert (TRAIN.images == image).flatten(1).all(dim=1).any()
+    assert changed["noise"].abs().max() <= 1
+    assert (changed["noise"] - TEST.images).abs().mean() > 0.05
+    steps = [(images[..., 1:] - images[..., :-1]).abs().mean() for images in (changed["blur"], TEST.images)]
+    assert steps[0] < steps[1]
+
+
+# Bad input
+
+
+def test_bad_input_is_named(encoder):
+    good = TEST.images
+    for images, sentence in (
+        (good[:9], "gan: 9 images are no distribution"),
+        (good[:0], "gan: 0 images are no distribution"),
+        (torch.zeros(20, 1, 64, 64), "gan: images have shape"),
+        (good * 1.5, "gan: images lie in"),
+        (torch.full_like(good, float("nan")), "gan: images hold NaN"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            fidelity_table({"gan": images}, encoder, TRAIN, TEST)
+    empty = replace(TEST, images=good[:0], manifest=TEST.manifest.iloc[:0])
+    with pytest.raises(DataError, match="real test slices: 0 images"):
+        fidelity_table({"gan": good}, encoder, TRAIN, empty)
+    with pytest.raises(DataError, match="patient000, who has no halves"):
+        fidelity_table({"gan": good}, encoder, ring_slices([0]), TEST)
+    few = replace(TRAIN, images=TRAIN.images[5:25], manifest=TRAIN.manifest.iloc[5:25].reset_index(drop=True))
+    with pytest.raises(DataError, match="half of the patients have 5"):
+        fidelity_table({"gan": good}, encoder, few, TEST)
+    with pytest.raises(DataError, match="5-th neighbour"):
+        neighbourhoods(normal(5, 2, 0), normal(20, 2, 1))
+    with pytest.raises(DataError, match="9 images"):
+        kernel_distance(normal(9, 2, 0), normal(20, 2, 1))
+    with pytest.raises(DataError, match="9 images"):
+        frechet_distance(normal(20, 2, 0), normal(9, 2, 1))
+    for images in (torch.zeros(2, 1, 64, 64), torch.zeros(0, 1, 32, 32), torch.full((1, 1, 32, 32), float("nan"))):
+        with pytest.raises(DataError, match="images"):
+            encoder.features(images)
+
+
+def test_inception_says_what_it_needs(monkeypatch):
+    def refuse(*arguments):
+        raise ModuleNotFoundError
+
+    monkeypatch.setattr(fidelity, "NoTrainInceptionV3", refuse)
+    with pytest.raises(DataError, match="pip install torch-fidelity"):
+        fidelity.Inception()
+
+    def offline(*arguments):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(fidelity, "NoTrainInceptionV3", offline)
+    with pytest.raises(DataError, match="no route to host"):
+        fidelity.Inception()
+
+
+def test_inception_is_shown_three_channels_of_bytes(monkeypatch):
+    class Network(torch.nn.Module):
+        def __init__(self, name, layers):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            assert layers == ["2048"]
+
+        def forward(self, x):
+            assert x.dtype == torch.uint8
+            return x.flatten(1)[:, :2048].float()
+
+    monkeypatch.setattr(fidelity, "NoTrainInceptionV3", Network)
+    images = torch.linspace(-1, 1, 32 * 32).reshape(1, 1, 32, 32)
+    features = fidelity.Inception().features(images)
+    assert features.shape == (1, 2048)
+    assert features[0, [0, 1023, 1024]].tolist() == [0, 255, 0]
+
+
+# Pixels
+
+
+def test_sliced_wasserstein_of_a_shift():
+    x = torch.rand(50, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert sliced_wasserstein(x, x) == 0
+    # A shift by c moves every projection by c · Σ direction, whose mean size over directions is c · √(2/π).
+    assert sliced_wasserstein(x, x + 0.5) == pytest.approx(0.5 * np.sqrt(2 / np.pi), rel=0.1)
