@@ -24,7 +24,7 @@ EPOCHS, SEEDS, BATCH = 3, 3, 32
 def halves(slices: Slices, rng: np.random.Generator) -> list[torch.Tensor]:
     """The images of one half of the patients, and of the other."""
     patients = rng.permutation(slices.manifest["patient"].unique())
-    first = slices.manifest["patient"].isin(patients[: len(patients) // 2]).to_numpy()
+    first = slices.manifest["patient"].isin(patients[: len(patients) // 2]).to_numpy(copy=True)
     return [slices.images[first], slices.images[~first]]
 
 

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.ndimage import distance_transform_edt
 from skimage.measure import regionprops
 
@@ -493,7 +494,7 @@ def test_right_ventricle_has_the_shape_of_acdc(cohorts):
         rows = slices.manifest
         middle = rows["position"].between(0.3, 0.6) & (rows["phase"] == "ED") & (rows["group"] != "RV")
         shapes = []
-        for mask in slices.masks[middle.to_numpy()].numpy():
+        for mask in slices.masks[torch.tensor(middle.to_numpy(copy=True))].numpy():
             left, right = mask >= 2, mask == 1
             if right.sum() < 10:
                 continue
