@@ -156,6 +156,7 @@ def training_slices(arm: Arm, train: Slices, samples: Mapping[str, Tensor], seed
     return hcm, train.images[~is_hcm]
 
 
+@plain_arithmetic()  # shared among cores, so small a network learns no faster
 def fit(
     network: Classifier,
     hcm: Tensor,
@@ -215,6 +216,7 @@ def batches(hcm: Tensor, rest: Tensor, steps: int, batch_size: int, seed: int) -
 
 
 @torch.no_grad()
+@plain_arithmetic()
 def logits(network: Classifier, images: Tensor, batch_size: int = 256) -> np.ndarray:
     """The network's logit of each image (N, 1, S, S): float64 (N,), positive for HCM."""
     device = next(network.parameters()).device
@@ -291,7 +293,7 @@ def compare(
         return logits(fit(network, *slices, jittered=arm.jittered, seed=number, **settings), test.images)
 
     workers = 1 if torch.cuda.is_available() else torch.get_num_threads()
-    with plain_arithmetic(), ThreadPoolExecutor(workers) as pool:  # these networks are too small to share among cores
+    with plain_arithmetic(), ThreadPoolExecutor(workers) as pool:  # a core a network
         quiet = bool(os.environ.get("HCM_HEADLESS"))
         rows = list(tqdm(pool.map(run, jobs, networks), total=len(jobs), desc="trainings", disable=quiet))
     values = {arm: np.stack(rows[i * seeds : (i + 1) * seeds]) for i, arm in enumerate(planned)}
