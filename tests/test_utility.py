@@ -236,6 +236,18 @@ def test_a_jittered_training_learns_as_well():
     assert logits(network, with_signal(noise(20, 2))).min() > logits(network, noise(20, 3)).max()
 
 
+def test_every_arm_is_trained_once_a_seed(train, test, monkeypatch):
+    calls = []
+
+    def record(network, hcm, rest, *, jittered, seed, **_):
+        calls.append((len(hcm), len(rest), jittered, seed))
+        return network
+
+    monkeypatch.setattr(utility, "fit", record)
+    compare([Arm(), Arm(jittered=True)], train, test, {}, seeds=2, seed=5, **QUICK)
+    assert sorted(calls) == [(18, 20, False, 5), (18, 20, False, 6), (18, 20, True, 5), (18, 20, True, 6)]
+
+
 def test_the_same_seed_gives_the_same_table_on_one_core_or_two(train, test):
     planned = [Arm(2), Arm(2, jittered=True), Arm(2, "vae", 1)]
     tables, threads = [], torch.get_num_threads()
