@@ -82,12 +82,12 @@ def test_weights_are_repetitions_and_agree_with_scikit_learn():
 
 
 def test_the_score_of_a_patient_is_the_mean_of_its_slices():
-    """A slice each of two others at 1 and 0; the HCM patients' slices at 5 and −1, and at 2 and −2."""
-    test = make_slices([("HCM", 2), ("NOR", 1), ("HCM", 2), ("DCM", 1)], "b")
-    table = score({Arm(): np.array([[5.0, -1.0, 1.0, 2.0, -2.0, 0.0]])}, test)
-    assert row(table, "slice", arm=0)["value"] == pytest.approx(4 / 8)
-    assert row(table, "patient", arm=0)["value"] == pytest.approx(2.5 / 4)  # means 2 and 0 against 1 and 0
-    assert list(table["n"]) == [6, 6, 4, 4]
+    """Means 2 and 0.5 of the HCM patients, 1 and 0 of the others; sums would rank 2 and 1 against 4 and 0."""
+    test = make_slices([("HCM", 1), ("NOR", 4), ("HCM", 2), ("DCM", 1)], "b")
+    table = score({Arm(): np.array([[2.0, 1.5, 0.5, 1.0, 1.0, 3.0, -2.0, 0.0]])}, test)
+    assert row(table, "slice", arm=0)["value"] == pytest.approx((5 + 5 + 0) / 15)
+    assert row(table, "patient", arm=0)["value"] == pytest.approx(3 / 4)
+    assert list(table["n"]) == [8, 8, 4, 4]
 
 
 # Intervals
