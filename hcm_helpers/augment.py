@@ -45,7 +45,14 @@ def cutout(x: Tensor, ratio: float = 0.5) -> Tensor:
     return x * ~cut[:, None]
 
 
-def jitter(x: Tensor, degrees: float = 25.0, shift: float = 0.08, scale: float = 0.15, gamma: float = 0.3) -> Tensor:
+def jitter(
+    x: Tensor,
+    degrees: float = 25.0,
+    shift: float = 0.08,
+    scale: float = 0.15,
+    gamma: float = 0.3,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Each image of (B, 1, H, W) turned, shifted, scaled and in other tones, as another examination would be.
 
     Args:
@@ -53,16 +60,17 @@ def jitter(x: Tensor, degrees: float = 25.0, shift: float = 0.08, scale: float =
         shift: largest translation either way, as a share of the side.
         scale: largest enlargement or reduction, as a share.
         gamma: brightness v in [0, 1] becomes v to a power of at most this much above or below 1.
+        generator: of the draws, on the images' device; None: PyTorch's own.
     """
-    n, device = len(x), x.device
-    angle = (torch.rand(n, device=device) * 2 - 1) * degrees * torch.pi / 180
-    size = 1 + (torch.rand(n, device=device) * 2 - 1) * scale
-    offset = (torch.rand(n, 2, device=device) * 2 - 1) * 2 * shift  # affine_grid counts the side as 2
+    n, settings = len(x), {"device": x.device, "generator": generator}
+    angle = (torch.rand(n, **settings) * 2 - 1) * degrees * torch.pi / 180
+    size = 1 + (torch.rand(n, **settings) * 2 - 1) * scale
+    offset = (torch.rand(n, 2, **settings) * 2 - 1) * 2 * shift  # affine_grid counts the side as 2
     cosine, sine = angle.cos() * size, angle.sin() * size
     theta = torch.stack(
         [torch.stack([cosine, -sine, offset[:, 0]], 1), torch.stack([sine, cosine, offset[:, 1]], 1)], 1
     )
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     moved = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    power = 1 + (torch.rand(n, 1, 1, 1, device=device) * 2 - 1) * gamma
+    power = 1 + (torch.rand(n, 1, 1, 1, **settings) * 2 - 1) * gamma
     return ((moved + 1) / 2).clamp(1e-6, 1) ** power * 2 - 1  # above 0, where a root has no slope

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch, Polygon
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
@@ -23,6 +24,7 @@ from hcm_helpers.fidelity import MEASURES
 from hcm_helpers.files import write_whole
 from hcm_helpers.similarity import METRICS, PAIRINGS, PAPER, REAL_TEST, REFERENCE_ROWS, TITLES
 from hcm_helpers.slices import Slices
+from hcm_helpers.utility import patients_in_words
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, SOFT = "#222222", "#777777"
@@ -310,6 +312,52 @@ def closest_pairs_figure(images: Tensor, train: Slices, pairs: pd.DataFrame) -> 
     pictures = torch.cat([images.cpu()[numbers], train.images[rows]])
     titles = [f"CC {value:.2f}" for value in pairs["cc"]] + pairs["patient"].tolist()
     return image_grid(pictures, len(rows), titles, row_titles=("generated", "training"))
+
+
+def utility_figure(table: pd.DataFrame, metric: str = "AUC", level: str = "patient") -> Figure:
+    """How well HCM is told from the rest, an arm a line, and below what it gains over real slices only.
+
+    A column a number of real HCM patients. Hollow: the generator has seen more HCM patients than the arm has real
+    ones. Dashed: real slices only, of all patients.
+
+    Args:
+        table: as `utility.score` returns it.
+        metric: "AUC" or "AP".
+        level: "slice" or "patient".
+    """
+    rows = table[(table["metric"] == metric) & (table["level"] == level)]
+    arms, numbers, models = (list(dict.fromkeys(rows[column])) for column in ("arm", "patients", "model"))
+    colours = dict(zip(models, (INK, BLUE, RED, GREEN, ORANGE, PURPLE, SKY), strict=False))
+    size = (2.7 * len(numbers) + 1.6, 0.38 * len(arms) + 1.8)
+    figure, panels = _figure(*size, 2, len(numbers), sharey=True, sharex="row", squeeze=False, layout="constrained")
+    for number, column in zip(numbers, panels.T, strict=True):
+        shown = rows[rows["patients"] == number]
+        for ax, part, names in (
+            (column[0], shown, ["value", "low", "high"]),
+            (column[1], shown[shown["verdict"] != "–"], ["gain", "gain_low", "gain_high"]),
+        ):
+            value, low, high = part[names].to_numpy().T
+            places, margins = [arms.index(arm) for arm in part["arm"]], np.stack([value - low, high - value])
+            for i, (model, leaks) in enumerate(zip(part["model"], part["leaks"], strict=True)):
+                look = {"fmt": "o", "color": colours[model], "markerfacecolor": "white" if leaks else colours[model]}
+                ax.errorbar(value[i], places[i], xerr=margins[:, i : i + 1].clip(0), markersize=5, **look)
+            ax.grid(False, axis="y")
+            ax.tick_params(axis="y", length=0)
+        column[0].set(title=patients_in_words(number), xlabel=f"{metric} by {level}")
+        column[1].set(xlabel="gain over real only")
+        column[1].axvline(0, color=SOFT, lw=1)
+        for reference in rows[(rows["patients"] == 0) & (rows["verdict"] == "–")]["value"]:
+            column[0].axvline(reference, color=SOFT, ls=(0, (4, 3)), lw=1)
+    panels[0, 0].set_yticks(range(len(arms)), arms)
+    panels[0, 0].set_ylim(len(arms) - 0.5, -0.5)
+    handles = [
+        Line2D([], [], color=SOFT, ls=(0, (4, 3)), lw=1, label="real only, all HCM patients"),
+        Line2D(
+            [], [], color=SOFT, marker="o", ls="", markerfacecolor="white", label="generator has seen more HCM patients"
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
 
 
 def architecture_vae() -> Figure:

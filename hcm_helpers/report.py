@@ -22,7 +22,7 @@ def write_report(folder: Path) -> Path:
     """Write report.html from what is in a run's folder.
 
     Args:
-        folder: with run.json and, after notebooks 08 and 10, evaluation/table1.csv and figures/.
+        folder: with run.json and, after notebooks 08 to 10, evaluation/table1.csv, evaluation/utility.csv and figures/.
 
     Returns:
         The page's path.
@@ -36,6 +36,7 @@ def write_report(folder: Path) -> Path:
         total=sum(notebook["seconds"] or 0 for notebook in notebooks.values()),
         longest=max((notebook["seconds"] or 0 for notebook in notebooks.values()), default=0) or 1,
         table=table_as_html(folder),
+        utility=utility_as_html(folder),
         figures=[(caption(path), data_address(path)) for path in figure_files(folder)],
         clock=clock,
     )
@@ -45,7 +46,7 @@ def write_report(folder: Path) -> Path:
 
 def table_as_html(folder: Path) -> str | None:
     """Table 1 of a run with its legend; None before notebook 08 has written evaluation/table1.csv."""
-    table = _read_table(folder)
+    table = _read_table(folder, "table1.csv")
     if table is None:
         return None
     from hcm_helpers import similarity
@@ -53,9 +54,19 @@ def table_as_html(folder: Path) -> str | None:
     return similarity.render_html(table)
 
 
+def utility_as_html(folder: Path) -> str | None:
+    """What generated slices do for a classifier, with legend; None before notebook 09 has written it."""
+    table = _read_table(folder, "utility.csv")
+    if table is None:
+        return None
+    from hcm_helpers import utility
+
+    return utility.render_html(table)
+
+
 def table_as_text(folder: Path) -> str | None:
     """Table 1 of a run for a terminal, a block of lines a metric; None before notebook 08 has written it."""
-    table = _read_table(folder)
+    table = _read_table(folder, "table1.csv")
     if table is None:
         return None
     from hcm_helpers import similarity
@@ -65,10 +76,10 @@ def table_as_text(folder: Path) -> str | None:
     return "\n\n".join(block.rename_axis(columns=metric, index=None).to_string() for metric, block in blocks)
 
 
-def _read_table(folder: Path) -> pd.DataFrame | None:
+def _read_table(folder: Path, name: str) -> pd.DataFrame | None:
     import pandas as pd
 
-    path = folder / "evaluation" / "table1.csv"
+    path = folder / "evaluation" / name
     return pd.read_csv(path) if path.is_file() else None
 
 
@@ -167,11 +178,18 @@ code { font: .9em ui-monospace, monospace; }
 <div class="wide">{{ table | safe }}</div>
 {% endif %}
 
+<h2>HCM or not: generated slices in the training of a classifier</h2>
+{% if utility is none %}
+<p class="soft">Notebook 09 has not been run yet; it writes this table.</p>
+{% else %}
+<div class="wide">{{ utility | safe }}</div>
+{% endif %}
+
 <h2>Figures</h2>
 {% for text, address in figures %}
 <figure><img src="{{ address }}" alt="{{ text }}"><figcaption>{{ text }}</figcaption></figure>
 {% else %}
-<p class="soft">Notebook 10 has not been run yet; it draws them.</p>
+<p class="soft">Notebooks 09 and 10 have not been run yet; they draw them.</p>
 {% endfor %}
 
 <h2>Time per notebook</h2>

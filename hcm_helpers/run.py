@@ -43,14 +43,17 @@ STEPS: dict[str, str | None] = {
     "06_infogan": "infogan",
     "07_diffusion": "diffusion",
     "08_evaluation": None,
+    "09_augmentation": None,
     "10_figures": None,
 }
 
 # Profile: step: parameters that differ from those stored in the step's notebook.
 PROTOCOL = {"batch_size": 32, "learning_rate": 2e-4, "betas": [0.5, 0.999]}  # the paper's section 2.3.2
-PAPER = PROTOCOL | {"epochs": 100, "patience": 20, "validate_every": 1, "ema_decay": 0.999}
+MANY = {"num_samples": 3000}  # ten for each HCM slice in notebook 09; notebook 08 compares the first 1,000
+PAPER = PROTOCOL | MANY | {"epochs": 100, "patience": 20, "validate_every": 1, "ema_decay": 0.999}
+TRIAL = {"patients": [2, 5, 10, 0], "factors": [1, 3, 10], "seeds": 5, "steps": 400, "width": 32, "learning_rate": 1e-3}
 GAN_64 = {"epochs": 220, "learning_rate": 2e-4, "width": 32, "validate_every": 10, "ema_decay": 0.995}
-GAN_128 = {"epochs": 1500, "batch_size": 32, "learning_rate": 2e-4, "width": 64, "ema_decay": 0.999}
+GAN_128 = MANY | {"epochs": 1500, "batch_size": 32, "learning_rate": 2e-4, "width": 64, "ema_decay": 0.999}
 PROFILES: dict[str, dict[str, Parameters]] = {
     "quick": {},  # the notebooks as they are stored: the phantom, small pictures, minutes on two CPU cores
     "cpu": {  # 64×64, real patients where there are any, within an hour on two CPU cores
@@ -61,19 +64,22 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "acgan": GAN_64 | {"epochs": 80, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
         "diffusion": {"epochs": 130, "learning_rate": 5e-4, "ema_decay": 0.998, "sampling_steps": 30},
+        "augmentation": {"seeds": 3, "steps": 200, "width": 16, "learning_rate": 1e-3},
     },
     "paper": {  # the paper's protocol at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
         **dict.fromkeys(("vae", "gan", "dcgan", "acgan", "infogan"), PAPER),
         "diffusion": PAPER | {"epochs": 115, "prediction": "epsilon", "schedule": "linear"},
+        "augmentation": TRIAL,
     },
     "best": {  # longer training and wider networks at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
-        "vae": {"epochs": 1000},
-        "gan": {"epochs": 1000},
+        "vae": MANY | {"epochs": 1000},
+        "gan": MANY | {"epochs": 1000},
         **dict.fromkeys(("dcgan", "infogan"), GAN_128),
         "acgan": GAN_128 | {"epochs": 300},
-        "diffusion": {
+        "diffusion": MANY
+        | {
             "epochs": 2000,
             "batch_size": 32,
             "learning_rate": 3e-4,
@@ -82,6 +88,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
             "ema_decay": 0.9995,
             "sampling_steps": 100,
         },
+        "augmentation": TRIAL,
     },
 }
 

@@ -32,7 +32,7 @@ def letter(size=32):
 
 def turned_by(monkeypatch, value, x, **settings):
     """`jitter` with every random number replaced by 0, one end of each range, or by 1, the other end."""
-    monkeypatch.setattr(augment.torch, "rand", lambda *shape, device=None: torch.full(shape, float(value)))
+    monkeypatch.setattr(augment.torch, "rand", lambda *shape, **_: torch.full(shape, float(value)))
     return jitter(x, **settings)
 
 
@@ -181,6 +181,13 @@ def test_jitter_changes_the_tones_by_a_power(monkeypatch, value, power):
     x = torch.rand(1, 1, 32, 32) * 2 - 1
     out = turned_by(monkeypatch, value, x, degrees=0.0, shift=0.0, scale=0.0, gamma=0.3)
     torch.testing.assert_close((out + 1) / 2, ((x + 1) / 2) ** power, atol=1e-4, rtol=0)
+
+
+def test_jitter_draws_from_the_generator_it_is_given():
+    x = torch.rand(3, 1, 32, 32) * 2 - 1
+    first, again, other = (jitter(x, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_jitter_keeps_the_range_and_lets_the_gradient_through():

@@ -9,9 +9,9 @@ import pytest
 from hcm_helpers import run, training
 
 MODELS = [model for model in run.STEPS.values() if model]
-TINY = {model: {"epochs": 1, "batch_size": 8, "num_samples": 20} for model in MODELS}
+TINY = {model: {"epochs": 1, "batch_size": 8, "num_samples": 40} for model in MODELS}
 TINY["diffusion"] |= {"sampling_steps": 5, "compare_steps": [2, 5]}
-TINY |= {"evaluation": {"num_bootstrap": 20}}
+TINY |= {"evaluation": {"num_bootstrap": 20}, "augmentation": {"seeds": 1, "steps": 2, "num_bootstrap": 20}}
 
 
 def test_the_folder_holds_the_series_and_nothing_else():
@@ -41,12 +41,15 @@ def check_series(folder):
     assert {notebook["state"] for notebook in record["notebooks"].values()} == {"done"}
     for model in MODELS:
         images, _ = training.load_samples(folder / model)
-        assert images.shape == (20, 1, 32, 32)
+        assert images.shape == (40, 1, 32, 32)
         assert images.abs().max() <= 1
         assert images.std() > 0
     table = pd.read_csv(folder / "evaluation" / "table1.csv")
     assert set(MODELS) < set(table["model"])
     assert table["value"].notna().all()
+    trial = pd.read_csv(folder / "evaluation" / "utility.csv")
+    assert {"–", *MODELS} == set(trial["model"])
+    assert trial["value"].between(0, 1).all()
     drawn, vector = (sorted(path.stem for path in (folder / "figures").glob(f"*.{kind}")) for kind in ("png", "svg"))
     assert drawn == vector
     assert len(drawn) >= 8, "figures 1 to 8 of the paper"

@@ -141,7 +141,7 @@ def test_a_dead_kernel_is_told(hcm, notebooks):
     ("arguments", "sentence"),
     [
         (["--profile", "papr"], "unknown profile 'papr'; the nearest is 'paper'"),
-        (["--only", "09"], "unknown notebook '09'; the nearest is '10'"),
+        (["--only", "11"], "unknown notebook '11'; the nearest is '10'"),
         (["--only", "dcgn"], "unknown step 'dcgn'; the nearest is 'dcgan'"),
         (["--set", "infogn.epochs=3"], "unknown step 'infogn'; the nearest is 'infogan'"),
         (["--set", "dcgan.epoch=3"], "unknown parameter 'dcgan.epoch'; the nearest is 'dcgan.epochs'"),
