@@ -236,9 +236,6 @@ def anatomy_table(
         images or patients), value (share or mean), low, high, distance (Wasserstein, in the measure's unit),
         distance_low, distance_high, error (mean difference in a slice between the segmenter's mask and the
         expert's), note (in words, why there is no figure).
-
-    Raises:
-        DataError: fewer than ten training slices can be measured.
     """
     real = {REAL_TRAIN: train, REAL_TEST: test, NORMAL: normal}
     sets = [(name, "segmenter", table.assign(patient=table.index)) for name, table in models.items()]
@@ -246,21 +243,21 @@ def anatomy_table(
     rows = []
     for name, masks, table in sets:
         for measure in MEASURES:
-            values = _measured(table, measure)
-            row = {"model": name, "masks": masks, "measure": measure, "n": len(values), "drawn": values.index.nunique()}
+            values, reference = _measured(table, measure), _measured(train[train["masks"] == masks], measure)
+            row = {"model": name, "masks": masks, "measure": measure, "note": ""}
+            row |= {"n": len(values), "drawn": values.index.nunique()}
             rows.append(row)
             if len(values) < FEWEST:
                 row["note"] = f"{len(values)} of {len(table)} slices can be measured, too few for a figure"
                 continue
             row["value"] = values.mean()
             row["low"], row["high"] = bootstrap_interval(values.to_numpy(), values.index, num_bootstrap, seed)
-            if measure in SHARES:
+            if measure in SHARES or len(reference) < FEWEST:
                 continue
             if name == REAL_TRAIN:
                 draws = _halves_apart(values, num_bootstrap, seed)
                 row["distance"] = np.mean(draws)
             else:
-                reference = _measured(train[train["masks"] == masks], measure)
                 draws = _draws_apart(values, reference, num_bootstrap, seed)
                 row["distance"] = wasserstein_mm(values, reference)
             row["distance_low"], row["distance_high"] = np.quantile(draws, [0.025, 0.975])
@@ -269,7 +266,7 @@ def anatomy_table(
                 row["error"] = pairs.reindex(columns=["segmenter", "expert"]).diff(axis=1)["expert"].abs().mean()
     columns = ["model", "masks", "measure", "n", "drawn", "value", "low", "high"]
     columns += ["distance", "distance_low", "distance_high", "error", "note"]
-    return pd.DataFrame(rows, columns=columns).fillna({"note": ""})
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _measured(table: pd.DataFrame, measure: str) -> pd.Series:
