@@ -266,12 +266,14 @@ def phantom_slices(small_phantom, tmp_path_factory):
     return prepare(small_phantom, tmp_path_factory.mktemp("anatomy") / "slices", image_size=128)
 
 
-def test_the_wall_of_the_phantom_is_as_thick_as_its_truth(small_phantom, phantom_slices):
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_the_wall_of_the_phantom_is_as_thick_as_its_truth(size, small_phantom, phantom_slices, tmp_path):
     """At end-diastole: mean and asymmetry over a heart's middle third, and its largest thickness."""
+    slices = phantom_slices if size == 128 else prepare(small_phantom, tmp_path / "slices", size)
     truth = pd.read_csv(small_phantom / "truth.csv").set_index("patient")
     segments = {number: truth[f"wall_{number:02d}_mm"] for number in range(7, 13)}
     septum, free = (segments[8] + segments[9]) / 2, sum(segments[number] for number in (7, 10, 11, 12)) / 4
-    table = measure_all(phantom_slices.masks, phantom_slices.pixel_mm).join(phantom_slices.manifest)
+    table = measure_all(slices.masks, slices.pixel_mm).join(slices.manifest)
     table["height"] = 1.1 * table["position"]  # in lengths of the cavity, beyond which the labels end so far
     table = table[table["phase"] == "ED"]
     middle = table[table["height"].between(1 / 3, 2 / 3)]
@@ -362,6 +364,17 @@ def test_the_segmenters_error_is_its_difference_from_the_expert(table):
     errors = {name: found(table, name, "mean_wall_mm")["error"] for name in (REAL_TRAIN, REAL_TEST)}
     assert errors == pytest.approx({REAL_TRAIN: 0, REAL_TEST: 2 * 0.25})
     assert math.isnan(found(table, REAL_TEST, masks="expert")["error"])
+
+
+def test_masks_are_compared_with_masks_of_the_same_hand():
+    """A segmenter that draws the training walls 3 mm too thick."""
+    train = real(WALLS, np.arange(40) % 8)
+    train.loc[train["masks"] == "segmenter", "max_wall_mm"] += 3
+    test = real(WALLS, np.arange(40) % 4)
+    table = anatomy_table({"vae": measured(WALLS + 3)}, train, test, test, num_bootstrap=10)
+    assert found(table, "vae")["distance"] == pytest.approx(0)
+    assert found(table, REAL_TEST)["distance"] == pytest.approx(3)
+    assert found(table, REAL_TEST, masks="expert")["distance"] == pytest.approx(0)
 
 
 def test_the_halves_of_two_patients_are_the_two():
