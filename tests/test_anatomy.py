@@ -266,7 +266,7 @@ def phantom_slices(small_phantom, tmp_path_factory):
     return prepare(small_phantom, tmp_path_factory.mktemp("anatomy") / "slices", image_size=128)
 
 
-@pytest.mark.parametrize("size", [32, 64, 128])
+@pytest.mark.parametrize("size", [64, 128])
 def test_the_wall_of_the_phantom_is_as_thick_as_its_truth(size, small_phantom, phantom_slices, tmp_path):
     """At end-diastole: mean and asymmetry over a heart's middle third, and its largest thickness."""
     slices = phantom_slices if size == 128 else prepare(small_phantom, tmp_path / "slices", size)
@@ -434,19 +434,17 @@ class Reader(torch.nn.Module):
 
 def test_real_slices_are_measured_by_expert_and_segmenter(phantom_slices):
     """The segmenter is shown the previous slice's mask, and those that no expert drew are left out."""
-    few = replace(
-        phantom_slices,
-        images=phantom_slices.masks[:12].roll(1, 0)[:, None] / 1.5 - 1,
-        masks=phantom_slices.masks[:12],
-        manifest=phantom_slices.manifest[:12].assign(labelled=np.arange(12) != 5),
-    )
+    masks, manifest = phantom_slices.masks[::7][:12], phantom_slices.manifest[::7][:12].reset_index(drop=True)
+    images = masks.roll(1, 0)[:, None] / 1.5 - 1
+    few = replace(phantom_slices, images=images, masks=masks, manifest=manifest.assign(labelled=np.arange(12) != 5))
     both = measure_slices(few, Reader())
     expert, segmenter = (both[both["masks"] == name].set_index("row") for name in ("expert", "segmenter"))
     kept = [i for i in range(12) if i != 5]
     areas = (few.masks == 3).sum((1, 2)).numpy() * few.pixel_mm**2
     assert expert["cavity_mm2"].to_numpy() == pytest.approx(areas[kept])
     assert segmenter["cavity_mm2"].to_numpy() == pytest.approx(areas[[i - 1 for i in kept]])
-    assert expert["patient"].tolist() == segmenter["patient"].tolist() == few.manifest["patient"][kept].tolist()
+    assert expert["patient"].nunique() > 2
+    assert expert["patient"].tolist() == segmenter["patient"].tolist() == manifest["patient"][kept].tolist()
 
 
 # Segmentation
