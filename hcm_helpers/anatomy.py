@@ -5,7 +5,7 @@ left-ventricle cavity. Where it shows no plausible heart, nothing is measured bu
 a wall that is not closed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 
@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from hcm_helpers.acdc import LEFT_VENTRICLE, MYOCARDIUM, RIGHT_VENTRICLE, DataError
 from hcm_helpers.augment import jitter
 from hcm_helpers.models.layers import Batch, adam, check_width, step
+from hcm_helpers.similarity import REAL_TEST, REAL_TRAIN, TITLES, bootstrap_interval
 from hcm_helpers.slices import Slices, check_image_size
 from hcm_helpers.training import make_fabric
 
@@ -35,6 +36,17 @@ WAVES = 6  # a contour is kept up to so many waves around: hypertrophy passes, t
 SMOOTH = 4  # pixels: standard deviation of the window along the contour in which a thickness is averaged
 REACH = 2  # pixels from the wall's outline within which it faces the right ventricle
 FEWEST = 10  # measurements that make a distribution
+SHARES = ("plausible", "right_ventricle")  # of all slices; the other measures are of the plausible ones
+MEASURES = {  # the fields of Anatomy that a table compares: title, and digits behind the point
+    "plausible": ("plausible", 2),
+    "right_ventricle": ("with right ventricle", 2),
+    "max_wall_mm": ("largest wall, mm", 1),
+    "mean_wall_mm": ("mean wall, mm", 1),
+    "cavity_mm2": ("cavity, mm²", 0),
+    "wall_mm2": ("wall, mm²", 0),
+    "asymmetry": ("septum to free wall", 2),
+}
+NORMAL = "normal hearts"
 
 
 # From a mask to millimetres
@@ -173,6 +185,137 @@ def _contour(region: np.ndarray) -> np.ndarray:
 
 def _perimeter(outline: np.ndarray) -> float:
     return float(np.hypot(*(outline - np.roll(outline, 1, axis=0)).T).sum())
+
+
+# Whether a model makes hearts with HCM
+
+
+def measure_slices(slices: Slices, segmenter: "Segmenter") -> pd.DataFrame:
+    """Real slices measured twice, on the masks an expert drew and on the segmenter's.
+
+    Returns:
+        Two rows a slice with an expert's mask: masks ("expert" or "segmenter"), row (among these slices), patient,
+        and the fields of `Anatomy`.
+    """
+    drawn = with_masks(slices)
+    masks = {"expert": drawn.masks, "segmenter": segment(segmenter, drawn.images)}
+    tables = {name: measure_all(drawings, slices.pixel_mm) for name, drawings in masks.items()}
+    both = pd.concat(tables, names=["masks", "row"]).reset_index()
+    return both.assign(patient=drawn.manifest["patient"].to_numpy()[both["row"]])
+
+
+def anatomy_table(
+    models: Mapping[str, pd.DataFrame],
+    train: pd.DataFrame,
+    test: pd.DataFrame,
+    normal: pd.DataFrame,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Are the generated hearts plausible, and have they the walls and sizes of hearts with HCM?
+
+    Each set is compared with the training slices of HCM: generated ones as the segmenter draws them both, real ones
+    so and, expert against expert, as the experts did. The distance of a real set says what a model's is worth:
+
+    - real train slices: of one half of the patients from the other, mean over random halvings;
+    - real test slices: of held-out hearts with HCM;
+    - normal hearts: of a model that had learned hearts and nothing of HCM.
+
+    The 95 % intervals come from drawing images where they are generated and patients where they are real, for a
+    distance on both sides. A draw lies farther away than the sample it was drawn from, the more so the fewer the
+    patients, so a distance stands low in its interval or even below it. The halves' interval spans the halvings.
+
+    Args:
+        models: name → `measure_all` of its slices, of HCM only.
+        train, test, normal: `measure_slices` of HCM patients for training, of held-out ones, of patients of NOR.
+        num_bootstrap: draws for an interval, and halvings.
+        seed: of the draws.
+
+    Returns:
+        One row a set, kind of masks and measure: model, masks, measure, n (slices measured), drawn (from how many
+        images or patients), value (share or mean), low, high, distance (Wasserstein, in the measure's unit),
+        distance_low, distance_high, error (mean difference in a slice between the segmenter's mask and the
+        expert's), note (in words, why there is no figure).
+    """
+    real = {REAL_TRAIN: train, REAL_TEST: test, NORMAL: normal}
+    sets = [(name, "segmenter", table.assign(patient=table.index)) for name, table in models.items()]
+    sets += [(name, *group) for name, table in real.items() for group in table.groupby("masks", sort=False)]
+    rows = []
+    for name, masks, table in sets:
+        for measure in MEASURES:
+            values, reference = _measured(table, measure), _measured(train[train["masks"] == masks], measure)
+            row = {"model": name, "masks": masks, "measure": measure, "note": ""}
+            row |= {"n": len(values), "drawn": values.index.nunique()}
+            rows.append(row)
+            if len(values) < FEWEST:
+                row["note"] = f"{len(values)} of {len(table)} slices can be measured, too few for a figure"
+                continue
+            row["value"] = values.mean()
+            row["low"], row["high"] = bootstrap_interval(values.to_numpy(), values.index, num_bootstrap, seed)
+            if measure in SHARES or len(reference) < FEWEST:
+                continue
+            if name == REAL_TRAIN:
+                draws = _halves_apart(values, num_bootstrap, seed)
+                row["distance"] = np.mean(draws)
+            else:
+                draws = _draws_apart(values, reference, num_bootstrap, seed)
+                row["distance"] = wasserstein_mm(values, reference)
+            row["distance_low"], row["distance_high"] = np.quantile(draws, [0.025, 0.975])
+            if name in real and masks == "segmenter":
+                pairs = real[name].query("plausible").pivot(index="row", columns="masks", values=measure)
+                row["error"] = pairs.reindex(columns=["segmenter", "expert"]).diff(axis=1)["expert"].abs().mean()
+    columns = ["model", "masks", "measure", "n", "drawn", "value", "low", "high"]
+    columns += ["distance", "distance_low", "distance_high", "error", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _measured(table: pd.DataFrame, measure: str) -> pd.Series:
+    """A share's values in all slices, a measure's in the plausible ones that have it, by the patient or image."""
+    kept = table if measure in SHARES else table[table["plausible"]]
+    return kept.set_index("patient")[measure].astype(float).dropna()
+
+
+def _draws_apart(a: pd.Series, b: pd.Series, num: int, seed: int) -> list[float]:
+    """Wasserstein distances of sets drawn anew from both by patient or image; NaN where one has a single one."""
+    rng, drawn = np.random.default_rng(seed), []
+    for values in (a, b):
+        owners, names = values.index.factorize()
+        if len(names) < 2:
+            return [np.nan]
+        drawn.append(rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=num)[:, owners])
+    return [wasserstein_distance(a, b, *weights) for weights in zip(*drawn, strict=True)]
+
+
+def _halves_apart(values: pd.Series, num: int, seed: int) -> list[float]:
+    """Wasserstein distances of a random half of the patients from the others; NaN for one patient."""
+    owners, names = values.index.factorize()
+    if len(names) < 2:
+        return [np.nan]
+    rng, values = np.random.default_rng(seed), values.to_numpy()
+    halves = [np.isin(owners, rng.permutation(len(names))[: len(names) // 2]) for _ in range(num)]
+    return [wasserstein_distance(values[half], values[~half]) for half in halves]
+
+
+def render(table: pd.DataFrame) -> pd.DataFrame:
+    """`anatomy_table` in text, as `similarity.render`: a row a set, columns (measure, "mean", "distance" or "error").
+
+    Where there is no figure its sentence stands, or "–".
+    """
+    cells = {}
+    for row in table.itertuples():
+        title, digits = MEASURES[row.measure]
+        who = TITLES.get(row.model, row.model) + (", expert's masks" if row.masks == "expert" else "")
+
+        def text(value: float, low: float, high: float, digits=digits) -> str:
+            interval = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+            return "–" if np.isnan(value) else f"{value:.{digits}f}{interval}"
+
+        mean = "share" if row.measure in SHARES else "mean"
+        cells.setdefault(who, {})[title, mean] = row.note or f"{text(row.value, row.low, row.high)} of {row.n}"
+        if row.measure not in SHARES:
+            cells[who][title, "distance"] = text(row.distance, row.distance_low, row.distance_high)
+            cells[who][title, "error"] = text(row.error, np.nan, np.nan)
+    return pd.DataFrame.from_dict(cells, orient="index").rename_axis(columns=["measure", None])
 
 
 # From an image to a mask
@@ -328,3 +471,19 @@ def dice(prediction: Tensor, truth: Tensor) -> dict[str, float]:
     overlap = {name: ((prediction == k) & (truth == k)).sum().item() for name, k in STRUCTURES.items()}
     total = {name: ((prediction == k).sum() + (truth == k).sum()).item() for name, k in STRUCTURES.items()}
     return {name: 2 * overlap[name] / total[name] if total[name] else float("nan") for name in STRUCTURES}
+
+
+def dice_table(prediction: Tensor, slices: Slices, by: Sequence[str] = ("patient", "phase")) -> pd.DataFrame:
+    """`dice` of each heart in each phase, ACDC's figure, or of each slice by ("patient", "phase", "slice").
+
+    Args:
+        prediction: (N, S, S) with values 0 to 3.
+        slices: N slices with the experts' masks, as of `with_masks`.
+        by: columns of the manifest; slices that agree in them are taken together.
+
+    Returns:
+        One row a group of slices: those columns, and one of STRUCTURES each.
+    """
+    groups = slices.manifest.reset_index(drop=True).groupby(list(by), sort=False).indices
+    scores = {key: dice(prediction[rows], slices.masks[rows]) for key, rows in groups.items()}
+    return pd.DataFrame.from_dict(scores, orient="index").rename_axis(by).reset_index()

@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
 
 from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.anatomy import FEWEST, measure_all
 from hcm_helpers.fidelity import MEASURES
 from hcm_helpers.files import write_whole
 from hcm_helpers.similarity import METRICS, PAIRINGS, PAPER, REAL_TEST, REFERENCE_ROWS, TITLES
@@ -357,6 +358,84 @@ def utility_figure(table: pd.DataFrame, metric: str = "AUC", level: str = "patie
         ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
+
+
+def anatomy_overlay(sets: Mapping[str, tuple[Tensor, Tensor]], pixel_mm: float) -> Figure:
+    """A row a set of slices under the masks drawn on them, each with its largest wall or why it is no heart.
+
+    Args:
+        sets: name, such as "real" → images (n, 1, S, S) in [−1, 1] and masks (n, S, S), the same n in each.
+        pixel_mm: side of a pixel in mm.
+    """
+    images, masks = (torch.cat([pair[i].cpu() for pair in sets.values()]) for i in (0, 1))
+    columns = len(images) // len(sets)
+    found = measure_all(masks, pixel_mm).itertuples()
+    titles = [heart.reason or f"plausible, up to {heart.max_wall_mm:.0f} mm" for heart in found]
+    figure = mask_overlay(images, masks, pixel_mm, titles, columns)
+    for ax, title in zip(figure.axes, titles, strict=True):
+        ax.set_title(title, color=GREEN if title.startswith("plausible") else RED, fontsize=8)
+    for row, name in enumerate(sets):
+        figure.axes[row * columns].set_ylabel(f"{name}\ny (mm)")
+    return figure
+
+
+def measure_distributions(
+    real: Mapping[str, Sequence[float]], generated: Mapping[str, Sequence[float]], label: str
+) -> Figure:
+    """How a measure is spread in each set, as a histogram of its own height; the real medians run down as lines.
+
+    Args:
+        real, generated: name, such as "HCM" and "NOR", or a model's → values, such as `max_wall_mm`; NaN, not
+            measurable, is left out, and where fewer than ten are left stands a sentence.
+        label: of the axis, with the unit.
+    """
+    sets = {TITLES.get(name, name): np.asarray(values, float) for name, values in {**real, **generated}.items()}
+    kept = {name: values[~np.isnan(values)] for name, values in sets.items()}
+    bins = np.histogram_bin_edges(np.concatenate(list(kept.values())), bins=40)
+    figure, ax = _figure(7, 0.5 * len(kept) + 0.9, layout="constrained")
+    for place, (name, values) in enumerate(kept.items()):
+        if len(values) < FEWEST:
+            text = f"{len(values)} of {len(sets[name])} slices can be measured, too few to draw"
+            ax.text(0.5, place, text, transform=ax.get_yaxis_transform(), ha="center", va="center", backgroundcolor="w")
+            continue
+        colour = (RED, BLUE, GREEN)[place % 3] if place < len(real) else SOFT
+        density = np.histogram(values, bins)[0]
+        ax.stairs(place + 0.4 - 0.8 * density / density.max(), bins, baseline=place + 0.4, fill=True, color=colour)
+        median = np.median(values)
+        ax.plot([median, median], [place - 0.4, place + 0.4], color=INK, lw=1.5)
+        if place < len(real):
+            ax.axvline(median, color=colour, lw=1, ls=":", zorder=0)
+    ax.set_yticks(range(len(kept)), [f"{name} ({len(values)})" for name, values in kept.items()])
+    ax.set(xlabel=label, ylim=(len(kept) - 0.5, -0.5))
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
+    return figure
+
+
+def cost_figure(table: pd.DataFrame, quality: str, label: str) -> Figure:
+    """What quality costs: the time of 1,000 images against a figure of merit, a point a model.
+
+    Several points of one model, diffusion in several numbers of steps, are joined and each bears its number.
+
+    Args:
+        table: rows of `cost.cost_table` and `cost.draw_in_steps`, with the quality in a column: model,
+            seconds_sampling, and steps where there are any.
+        quality: the column to draw; rows that lack it are left out.
+        label: of its axis, which should say whether more or less is better.
+    """
+    missing = [column for column in ("model", "seconds_sampling", quality) if column not in table]
+    if missing:
+        raise DataError(f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    figure, ax = _figure(6, 3.6, layout="constrained")
+    for name, rows in table.dropna(subset=[quality]).groupby("model", sort=False):
+        rows = rows.sort_values("seconds_sampling")
+        ax.plot(rows["seconds_sampling"], rows[quality], "o-", ms=7, lw=1, label=TITLES.get(name, name))
+        for row in rows.dropna(subset=["steps"]).itertuples() if "steps" in rows else ():
+            place = row.seconds_sampling, getattr(row, quality)
+            ax.annotate(f"{row.steps:.0f}", place, (0, 7), textcoords="offset points", ha="center", fontsize=8)
+    ax.set(xscale="log", xlabel="seconds for 1,000 images", ylabel=label)
+    ax.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
+    figure.legend(loc="outside right center")
     return figure
 
 

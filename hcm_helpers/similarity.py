@@ -459,15 +459,17 @@ def _pairwise_ssim(x: Tensor, y: Tensor, cores: int) -> Tensor:
 
     @torch.no_grad()  # holds for one thread only
     def similarities(share: Tensor) -> Tensor:
-        values = []
+        values = share.new_empty(len(share), len(y))  # a small tensor a block would keep memory from being reused
+        row = iter(values)
         for images in with_moments(share):
             for image, mean, variance in zip(*images, strict=True):
-                for block, block_mean, block_square, block_variance in blocks:
+                places = next(row).split(size)
+                for place, (block, block_mean, block_square, block_variance) in zip(places, blocks, strict=True):
                     luminance = block_mean * (2 * mean)  # 2 μx μy
                     contrast = blur(block * (2 * image)).sub_(luminance).add_(c2)  # 2 σxy + c2
                     below = (block_square + mean**2).mul_(block_variance + variance)
-                    values.append(contrast.mul_(luminance.add_(c1)).div_(below).mean((1, 2)))
-        return torch.cat(values).view(len(share), len(y))
+                    torch.mean(contrast.mul_(luminance.add_(c1)).div_(below), (1, 2), out=place)
+        return values
 
     if not on_cpu:
         return similarities(x)

@@ -11,16 +11,23 @@ from scipy.spatial import KDTree
 
 from hcm_helpers.acdc import DataError, find_patients
 from hcm_helpers.anatomy import (
+    MEASURES,
+    NORMAL,
     Segmenter,
+    anatomy_table,
     dice,
+    dice_table,
     jitter_both,
     measure,
     measure_all,
+    measure_slices,
+    render,
     segment,
     segmentation_loss,
     wasserstein_mm,
     with_masks,
 )
+from hcm_helpers.similarity import REAL_TEST, REAL_TRAIN
 from hcm_helpers.slices import prepare
 from hcm_helpers.training import fit
 
@@ -259,12 +266,14 @@ def phantom_slices(small_phantom, tmp_path_factory):
     return prepare(small_phantom, tmp_path_factory.mktemp("anatomy") / "slices", image_size=128)
 
 
-def test_the_wall_of_the_phantom_is_as_thick_as_its_truth(small_phantom, phantom_slices):
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_wall_of_the_phantom_is_as_thick_as_its_truth(size, small_phantom, phantom_slices, tmp_path):
     """At end-diastole: mean and asymmetry over a heart's middle third, and its largest thickness."""
+    slices = phantom_slices if size == 128 else prepare(small_phantom, tmp_path / "slices", size)
     truth = pd.read_csv(small_phantom / "truth.csv").set_index("patient")
     segments = {number: truth[f"wall_{number:02d}_mm"] for number in range(7, 13)}
     septum, free = (segments[8] + segments[9]) / 2, sum(segments[number] for number in (7, 10, 11, 12)) / 4
-    table = measure_all(phantom_slices.masks, phantom_slices.pixel_mm).join(phantom_slices.manifest)
+    table = measure_all(slices.masks, slices.pixel_mm).join(slices.manifest)
     table["height"] = 1.1 * table["position"]  # in lengths of the cavity, beyond which the labels end so far
     table = table[table["phase"] == "ED"]
     middle = table[table["height"].between(1 / 3, 2 / 3)]
@@ -286,6 +295,158 @@ def test_real_masks_are_plausible_and_hypertrophy_is_thick(acdc_root, tmp_path):
     assert largest["HCM"] > 15 > largest["NOR"]
 
 
+# The table
+
+
+def measured(walls, plausible=True):
+    """As `measure_all` gives it: these largest walls, and the other measures twice, three times … as large."""
+    walls = np.asarray(walls, float)
+    table = pd.DataFrame({name: walls * (i + 1) for i, name in enumerate(list(MEASURES)[2:])})
+    return table.assign(plausible=plausible, right_ventricle=np.arange(len(walls)) % 4 == 0)
+
+
+def real(walls, patients, error=0.0):
+    """As `measure_slices` gives it: the segmenter's walls are the expert's plus and minus `error` in turn."""
+    offset = np.where(np.arange(len(walls)) % 2, error, -error)
+    both = pd.concat({"expert": measured(walls), "segmenter": measured(walls + offset)}, names=["masks", "row"])
+    both = both.reset_index()
+    return both.assign(patient=np.asarray(patients)[both["row"]])
+
+
+WALLS = 10 + np.arange(40) / 10  # mm
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Forty training slices of eight patients, and sets that are shifted from them by what is known."""
+    owners = np.arange(40) % 8
+    half_open = measured(WALLS)
+    half_open.loc[:19, ["plausible", "cavity_mm2"]] = False, 1e6
+    models = {"vae": measured(WALLS + 1.5), "gan": half_open, "dcgan": measured(WALLS, np.arange(40) < 9)}
+    held_out, normal = real(WALLS + 1, owners // 2, error=0.25), real(WALLS - 4, owners * 0)
+    return anatomy_table(models, real(WALLS, owners), held_out, normal, num_bootstrap=200)
+
+
+def found(table, model, measure="max_wall_mm", masks="segmenter"):
+    keys = table["model"] == model, table["measure"] == measure, table["masks"] == masks
+    (row,) = table[np.logical_and.reduce(keys)].to_dict("records")
+    return row
+
+
+def test_the_table_has_a_row_for_each_set_kind_of_mask_and_measure(table):
+    sets = list(dict.fromkeys(zip(table["model"], table["masks"], strict=True)))
+    both = [(name, masks) for name in (REAL_TRAIN, REAL_TEST, NORMAL) for masks in ("expert", "segmenter")]
+    assert sets == [("vae", "segmenter"), ("gan", "segmenter"), ("dcgan", "segmenter"), *both]
+    assert len(table) == len(sets) * len(MEASURES)
+
+
+def test_means_and_distances_are_those_of_the_shifts(table):
+    vae, held_out, normal = found(table, "vae"), found(table, REAL_TEST, masks="expert"), found(table, NORMAL)
+    assert vae["value"] == pytest.approx(11.95 + 1.5)
+    assert [row["distance"] for row in (vae, held_out, normal)] == pytest.approx([1.5, 1, 4])
+    assert found(table, "vae", "asymmetry")["distance"] == pytest.approx(5 * 1.5)
+    for row in (vae, held_out):
+        assert row["low"] < row["value"] < row["high"]
+        assert 0 < row["distance_low"] < row["distance"] < row["distance_high"]
+    assert [(row["n"], row["drawn"]) for row in (vae, held_out, normal)] == [(40, 40), (40, 4), (40, 1)]
+    assert np.isnan([normal["low"], normal["distance_low"]]).all()  # of one patient nothing can be drawn
+    assert np.isnan(found(table, "vae", "plausible")["distance"])
+
+
+def test_only_plausible_slices_are_measured_and_all_count_for_the_shares(table):
+    assert found(table, "gan", "plausible")["value"] == 0.5
+    assert found(table, "gan", "right_ventricle")["value"] == 0.25
+    cavity = found(table, "gan", "cavity_mm2")
+    assert (cavity["n"], cavity["value"]) == (20, pytest.approx(3 * WALLS[20:].mean()))
+
+
+def test_the_segmenters_error_is_its_difference_from_the_expert(table):
+    errors = {name: found(table, name, "mean_wall_mm")["error"] for name in (REAL_TRAIN, REAL_TEST)}
+    assert errors == pytest.approx({REAL_TRAIN: 0, REAL_TEST: 2 * 0.25})
+    assert math.isnan(found(table, REAL_TEST, masks="expert")["error"])
+
+
+def test_masks_are_compared_with_masks_of_the_same_hand():
+    """A segmenter that draws the training walls 3 mm too thick."""
+    train = real(WALLS, np.arange(40) % 8)
+    train.loc[train["masks"] == "segmenter", "max_wall_mm"] += 3
+    test = real(WALLS, np.arange(40) % 4)
+    table = anatomy_table({"vae": measured(WALLS + 3)}, train, test, test, num_bootstrap=10)
+    assert found(table, "vae")["distance"] == pytest.approx(0)
+    assert found(table, REAL_TEST)["distance"] == pytest.approx(3)
+    assert found(table, REAL_TEST, masks="expert")["distance"] == pytest.approx(0)
+
+
+def test_the_halves_of_two_patients_are_the_two():
+    train = real(np.concatenate([WALLS[:12], WALLS[:12] + 2.5]), np.repeat(["a", "b"], 12))
+    row = found(anatomy_table({}, train, train, train, num_bootstrap=20), REAL_TRAIN)
+    assert (row["distance"], row["distance_low"], row["distance_high"]) == pytest.approx((2.5, 2.5, 2.5))
+
+
+def test_few_patients_make_a_distance_less_sure_than_many():
+    train = real(np.repeat(WALLS, 3), np.repeat(np.arange(40), 3))
+    few, many = real(WALLS, np.arange(40) // 10), real(WALLS, np.arange(40))
+    rows = [found(anatomy_table({}, train, test, train, num_bootstrap=200), REAL_TEST) for test in (few, many)]
+    width = [row["distance_high"] - row["distance_low"] for row in rows]
+    assert width[0] > 2 * width[1]
+
+
+def test_too_few_plausible_slices_give_a_sentence_and_no_figure(table):
+    row = found(table, "dcgan")
+    assert row["note"] == "9 of 40 slices can be measured, too few for a figure"
+    assert np.isnan([row["value"], row["low"], row["distance"], row["distance_low"]]).all()
+    assert found(table, "dcgan", "plausible")["value"] == pytest.approx(9 / 40)
+    text = render(table)
+    assert text.loc["DCGAN", ("largest wall, mm", "mean")] == row["note"]
+    assert text.loc["DCGAN", ("largest wall, mm", "distance")] == "–"
+
+
+def test_without_a_reference_there_is_no_distance():
+    train = real(WALLS, np.arange(40) % 8)
+    table = anatomy_table({"vae": measured(WALLS)}, train.assign(plausible=False), train, train, num_bootstrap=10)
+    assert found(table, REAL_TRAIN)["note"].startswith("0 of 40")
+    assert found(table, "vae")["value"] == pytest.approx(11.95)
+    assert table["distance"].isna().all()
+
+
+def test_rendered_cells_say_figure_interval_and_number(table):
+    text, row = render(table), found(table, "vae")
+    expected = f"{row['value']:.1f} [{row['low']:.1f}, {row['high']:.1f}] of 40"
+    assert text.loc["VAE", ("largest wall, mm", "mean")] == expected
+    assert text.loc[f"{REAL_TEST}, expert's masks", ("largest wall, mm", "distance")].startswith("1.0 [")
+    assert text.loc[REAL_TEST, ("mean wall, mm", "error")] == "0.5"
+    assert text.loc[NORMAL, ("largest wall, mm", "mean")] == "8.0 of 40"
+    assert text.loc["GAN", ("plausible", "share")].startswith("0.50 [")
+
+
+class Reader(torch.nn.Module):
+    """Reads a mask from an image whose grey values are that mask, −1 for 0 to 1 for 3."""
+
+    image_size = 128
+
+    def __init__(self):
+        super().__init__()
+        self.levels = torch.nn.Parameter(torch.tensor([-1, -1 / 3, 1 / 3, 1])[:, None, None])
+
+    def forward(self, x):
+        return -(x - self.levels).abs()
+
+
+def test_real_slices_are_measured_by_expert_and_segmenter(phantom_slices):
+    """The segmenter is shown the previous slice's mask, and those that no expert drew are left out."""
+    masks, manifest = phantom_slices.masks[::7][:12], phantom_slices.manifest[::7][:12].reset_index(drop=True)
+    images = masks.roll(1, 0)[:, None] / 1.5 - 1
+    few = replace(phantom_slices, images=images, masks=masks, manifest=manifest.assign(labelled=np.arange(12) != 5))
+    both = measure_slices(few, Reader())
+    expert, segmenter = (both[both["masks"] == name].set_index("row") for name in ("expert", "segmenter"))
+    kept = [i for i in range(12) if i != 5]
+    areas = (few.masks == 3).sum((1, 2)).numpy() * few.pixel_mm**2
+    assert expert["cavity_mm2"].to_numpy() == pytest.approx(areas[kept])
+    assert segmenter["cavity_mm2"].to_numpy() == pytest.approx(areas[[i - 1 for i in kept]])
+    assert expert["patient"].nunique() > 2
+    assert expert["patient"].tolist() == segmenter["patient"].tolist() == manifest["patient"][kept].tolist()
+
+
 # Segmentation
 
 
@@ -300,6 +461,22 @@ def test_dice_by_hand():
     assert math.isnan(found["right ventricle"])
     with pytest.raises(DataError, match="one shape"):
         dice(prediction, truth[:1])
+
+
+def test_dice_of_a_heart_takes_its_slices_together_and_of_a_slice_does_not(phantom_slices):
+    """Of a heart with 6 and 2 pixels of cavity, the second slice's are missed."""
+    masks = torch.zeros(4, 128, 128, dtype=torch.uint8)
+    masks[0, 0, :6] = masks[1, 0, :2] = masks[2:, 0, :5] = 3
+    manifest = pd.DataFrame({"patient": list("aabb"), "phase": ["ED", "ED", "ED", "ES"], "slice": [0, 1, 0, 0]})
+    few = replace(phantom_slices, masks=masks, manifest=manifest)
+    prediction = masks.clone()
+    prediction[1] = 0
+    hearts = dice_table(prediction, few)
+    assert hearts[["patient", "phase"]].to_numpy().tolist() == [["a", "ED"], ["b", "ED"], ["b", "ES"]]
+    assert hearts["left ventricle"].tolist() == pytest.approx([2 * 6 / 14, 1, 1])
+    assert hearts["myocardium"].isna().all()
+    slices = dice_table(prediction, few, by=("patient", "phase", "slice"))
+    assert slices["left ventricle"].tolist() == [1, 0, 1, 1]
 
 
 def test_the_loss_of_the_right_answer_is_nothing_and_of_no_answer_known():

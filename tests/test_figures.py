@@ -127,6 +127,71 @@ def test_mask_overlay_outlines_each_structure_in_millimetres():
         figures.mask_overlay(numbered_images(2), mask, 2.5)
 
 
+def ring(thickness, size=32):
+    """A cavity of 5 pixels in a wall of the given thickness."""
+    y, x = np.mgrid[:size, :size]
+    distance = np.hypot(x - 16, y - 16)
+    return torch.from_numpy(np.select([distance < 5, distance < 5 + thickness], [3, 2]).astype(np.uint8))
+
+
+def test_anatomy_overlay_says_how_thick_or_why_not():
+    cut = ring(4)
+    cut[14:19, 16:] = 0
+    sets = {
+        "real": (numbered_images(3), torch.stack([ring(3), ring(6), ring(0)])),
+        "VAE": (numbered_images(3), torch.stack([ring(4), cut, torch.zeros_like(cut)])),
+    }
+    figure = figures.anatomy_overlay(sets, pixel_mm=1.0)
+    assert [axes.get_title() for axes in figure.axes] == [
+        "plausible, up to 3 mm",
+        "plausible, up to 6 mm",
+        "no wall",
+        "plausible, up to 4 mm",
+        "the wall is open",
+        "no wall",
+    ]
+    colours = [axes.title.get_color() for axes in figure.axes]
+    good, bad = figures.GREEN, figures.RED
+    assert colours == [good, good, bad, good, bad, bad]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["real\ny (mm)", "", "", "VAE\ny (mm)", "", ""]
+    assert figure.axes[3].images[0].get_array()[3, 5] == pytest.approx(0)
+    assert figure.axes[5].images[0].get_array()[3, 5] == pytest.approx(2 / 3)
+
+
+def test_distributions_stand_under_each_other_with_the_real_medians_through_them():
+    real = {"HCM": np.arange(10.0, 31.0), "NOR": [*np.arange(5.0, 16.0), np.nan]}
+    generated = {"vae": np.full(50, 14.0), "gan": [12.0] * 9 + [np.nan] * 11}
+    figure = figures.measure_distributions(real, generated, "largest wall (mm)")
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["HCM (21)", "NOR (11)", "VAE (50)", "GAN (9)"]
+    assert texts(figure) == {"9 of 20 slices can be measured, too few to draw"}
+    assert len(axes.patches) == 3  # one histogram a set that can be drawn
+    through = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    own = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "-"]
+    assert through == [20, 10]
+    assert own == [20, 10, 14]
+    vae = axes.patches[2].get_data()
+    assert (vae.values < vae.baseline).sum() == 1  # all in one bin, upwards from the line
+    top, bottom = vae.edges[:-1][vae.values < vae.baseline], vae.edges[1:][vae.values < vae.baseline]
+    assert top[0] <= 14 <= bottom[0]
+
+
+def test_cost_figure_has_a_point_a_model_and_a_line_of_steps():
+    costs = pd.DataFrame(
+        {"model": ["vae", "gan", "acgan"], "seconds_sampling": [1.0, 2.0, 3.0], "kid": [0.3, 0.1, None]}
+    )
+    steps = pd.DataFrame({"model": "diffusion", "steps": [50, 5], "seconds_sampling": [90.0, 9.0], "kid": [0.05, 0.2]})
+    figure = figures.cost_figure(pd.concat([costs, steps]), "kid", "KID (less is better)")
+    (axes,) = figure.axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert drawn == {"VAE": [[1, 0.3]], "GAN": [[2, 0.1]], "Diffusion": [[9, 0.2], [90, 0.05]]}
+    assert {text.get_text(): text.xy for text in axes.texts} == {"5": (9, 0.2), "50": (90, 0.05)}
+    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "KID (less is better)")
+    with pytest.raises(DataError, match="no column ssim; it has model"):
+        figures.cost_figure(costs, "ssim", "SSIM")
+    assert len(figures.cost_figure(costs, "kid", "KID").axes[0].lines) == 2
+
+
 def test_loss_curves_draw_each_column_and_ring_the_best_epoch():
     figure = figures.loss_curves(history(), ["generator", "critic"], title="GAN")
     left, right = figure.axes
