@@ -25,7 +25,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from scipy import fft
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from hcm_helpers.acdc import GROUPS, DataError, Volume
 from hcm_helpers.heart import (
@@ -132,6 +132,20 @@ def _texture(rng: np.random.Generator, grid: Grid, scale: float, slices: int | N
     return knots
 
 
+def _swirls(rng: np.random.Generator, a: np.ndarray, b: np.ndarray, bend: np.ndarray) -> np.ndarray:
+    """Streaks of flowing blood of about unit variance: noise four times as long as wide, in one direction a slice."""
+    streaks = np.empty(np.broadcast_shapes(a.shape, bend.shape), np.float32)
+    for number, streak in enumerate(streaks):
+        noise = gaussian_filter(rng.standard_normal((64, 64), dtype=np.float32), 1, mode="wrap") * 3.5
+        turn, across, along = rng.uniform(0, 2 * np.pi), a[number] + 6 * bend[number], b[number] + 3 * bend[number]
+        places = (
+            (math.cos(turn) * across + math.sin(turn) * along) / 2.5,
+            (math.cos(turn) * along - math.sin(turn) * across) / 10,
+        )
+        streak[:] = map_coordinates(noise, places, order=1, mode="grid-wrap")
+    return streaks
+
+
 def _rays(rng: np.random.Generator, toward: np.ndarray, width: float) -> np.ndarray:
     """Noise of unit variance that changes with the direction only, over `width` ANGLES: streaks towards the axis."""
     noise = rng.standard_normal((len(toward), len(ANGLES)), dtype=np.float32)
@@ -200,7 +214,7 @@ def _resonate(rng: np.random.Generator, scene: Scene, flip: float, repetition: f
     field = rng.uniform(10, 30) * _texture(rng, scene.grid, 60, 1) * (0.5 + far)
     field = field + (rng.normal(0, 25) * u + rng.normal(0, 25) * v) / 100 + rng.normal(0, 25) * far**2  # Hz
     shifted = rng.uniform(0.1, 0.6)  # of a pixel
-    late = rng.normal(0, 0.5) / 1000  # s, of the echo
+    late = rng.normal(0, 0.7) / 1000  # s, of the echo
     total = np.zeros(scene.water.shape, np.complex64)
     fat = (1 - shifted) * scene.fat + shifted * np.roll(scene.fat, 1, axis=1)
     for signal, (t1, t2), offset in ((scene.water, (1000, 80), 0.0), (fat, (300, 70), FAT_SHIFT)):
@@ -262,7 +276,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     skin = (1 - np.sqrt(p * p + q * q - 0.35 * (p * q) ** 2)) * width
     scene.paint(scene.edge(skin), tissue["muscle"])
     septa = np.exp(-((lumps / 0.12) ** 2))
-    fat = tissue["fat"] * (1 + 0.06 * broad + 0.05 * medium - 0.25 * septa * np.clip(broad, 0, 1))
+    fat = tissue["fat"] * (1 + 0.06 * broad + 0.05 * medium - 0.35 * septa * np.clip(0.3 + broad, 0, 1))
     scene.paint(scene.edge(skin - 2), 0.0, fat)
 
     # Muscle in two sheets with a thin seam of fat between them, each grained along the wall.
@@ -270,7 +284,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     grain = np.sin(muscle * (2 * np.pi / rng.uniform(4, 8)) + 2.5 * lumps + 3 * warp + medium)
     meat = tissue["muscle"] * (1 + 0.15 * medium + 0.12 * lumps + 0.1 * grain)
     scene.paint(scene.edge(muscle, 3), meat)
-    marbling = np.clip(0.5 * broad + 0.3 * lumps + 0.25 * grain - 0.25, 0, rng.uniform(0.1, 0.6))
+    marbling = np.clip(0.5 * broad + 0.4 * lumps + 0.4 * medium + 0.3 * grain - 0.4, 0, rng.uniform(0.2, 0.8))
     scene.paint(scene.edge(muscle) * marbling, 0.0, fat)
     seam = rng.uniform(0.3, 0.45) * muscle_depth + 2 * warp
     scene.paint(
@@ -330,7 +344,9 @@ def _abdomen(
 
     for _ in range(14):
         content = rng.choice([tissue["muscle"], tissue["spleen"], tissue["bone"], tissue["liver"]])
-        organ((rng.uniform(-40, 120), floor + rng.uniform(25, 120)), rng.uniform(6, 20), content, 0.5, 2)
+        organ(
+            (rng.uniform(-40, 120), floor + rng.uniform(25, 120)), rng.uniform(6, 20), content, 0.5, rng.choice([0, 2])
+        )
     organ(
         (rng.uniform(60, 100), floor + rng.uniform(15, 45)),
         rng.uniform(20, 32),
@@ -422,12 +438,15 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     muscle = tissue["heart"] * (1 + 0.1 * medium + 0.1 * coarse)
     part.paint(part.edge(right + 2.5 + 0.5 * coarse, right_blur), muscle)
     inside = part.edge(right, right_blur)
-    inflow = rng.uniform(0.9, 1.2) * (1 + 0.08 * coarse + 0.04 * medium + 0.06 * fine)
+    swirls = _swirls(rng, a, b, coarse)
+    inflow = rng.uniform(0.9, 1.2) * (1 + 0.06 * swirls + 0.04 * coarse + 0.03 * fine)
     part.paint(inside, tissue["venous blood"] * inflow)
     strands = 0.7 * _rays(rng, toward, 6) + 0.8 * medium + 0.4 * fine + 1.4 * (t - 0.4) + b / 60
     strands = np.clip(strands - 0.4 + (5 - right) / 4, 0, 0.85)
-    across = np.abs(a * math.sin(heart.band) - b * math.cos(heart.band) + 0.05 * distance * coarse)
-    strands = np.maximum(strands, 0.6 * np.clip(2.5 - across, 0, 1) * (a < 0) * (np.abs(t - 0.55) < 0.12))
+    across = np.abs(a * math.sin(heart.band) - b * math.cos(heart.band) + 2.5 * coarse)
+    strands = np.maximum(
+        strands, np.clip(0.4 + 0.5 * coarse, 0, 0.8) * np.clip(2.5 - across, 0, 1) * (a < 0) * (np.abs(t - 0.55) < 0.12)
+    )
     part.paint(inside * strands * heart.trabeculae, muscle)
 
     # The left ventricle: wall, blood that is fresh at the base and slow at the apex, and turbulent in places;
@@ -437,7 +456,7 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     cavity = part.edge(endo, endo_blur)
     turbulent = np.clip(coarse + 0.5 * medium - 1.5 - t, 0, 0.5)
     flow = rng.uniform(0.95, 1.1, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
-    part.paint(cavity, flow * (1 + 0.06 * coarse + 0.03 * medium + 0.06 * fine - turbulent))
+    part.paint(cavity, flow * (1 + 0.06 * swirls + 0.03 * coarse + 0.03 * fine - turbulent))
     lateral = 0.8 * a / np.maximum(distance, 1) + 1.2 * np.clip(t, 0, 0.9)  # the septum is smooth
     fringe = 0.3 * _rays(rng, toward, 8) + 0.6 * fine + 0.7 * medium + 0.9 * coarse + lateral - 1.1
     part.paint(cavity * np.clip(fringe + (4 - endo) / 3, 0, 0.9) * heart.trabeculae * (t > 0.1), muscle)
