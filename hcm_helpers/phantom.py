@@ -439,10 +439,10 @@ def _paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: fl
     part.paint(part.edge(right + 2.5 + 0.5 * coarse, right_blur), muscle)
     inside = part.edge(right, right_blur)
     swirls = _swirls(rng, a, b, coarse)
-    inflow = rng.uniform(0.9, 1.2) * (1 + 0.06 * swirls + 0.04 * coarse + 0.03 * fine)
+    inflow = rng.uniform(0.95, 1.2) * (1 + 0.06 * swirls + 0.04 * coarse + 0.03 * fine)
     part.paint(inside, tissue["venous blood"] * inflow)
     strands = 0.7 * _rays(rng, toward, 6) + 0.8 * medium + 0.4 * fine + 1.4 * (t - 0.4) + b / 60
-    strands = np.clip(strands - 0.4 + (5 - right) / 4, 0, 0.85)
+    strands = np.clip(strands - 0.8 + (5 - right) / 4, 0, 0.85)
     across = np.abs(a * math.sin(heart.band) - b * math.cos(heart.band) + 2.5 * coarse)
     strands = np.maximum(
         strands, np.clip(0.4 + 0.5 * coarse, 0, 0.8) * np.clip(2.5 - across, 0, 1) * (a < 0) * (np.abs(t - 0.55) < 0.12)
