@@ -22,7 +22,7 @@ def write_report(folder: Path) -> Path:
     """Write report.html from what is in a run's folder.
 
     Args:
-        folder: with run.json and, after notebooks 08 to 10, evaluation/table1.csv, evaluation/utility.csv and figures/.
+        folder: with run.json and, after notebooks 08 to 10, the tables in evaluation/ and figures/.
 
     Returns:
         The page's path.
@@ -36,6 +36,7 @@ def write_report(folder: Path) -> Path:
         total=sum(notebook["seconds"] or 0 for notebook in notebooks.values()),
         longest=max((notebook["seconds"] or 0 for notebook in notebooks.values()), default=0) or 1,
         table=table_as_html(folder),
+        scorecard=scorecard_as_html(folder),
         utility=utility_as_html(folder),
         figures=[(caption(path), data_address(path)) for path in figure_files(folder)],
         clock=clock,
@@ -52,6 +53,15 @@ def table_as_html(folder: Path) -> str | None:
     from hcm_helpers import similarity
 
     return similarity.render_html(table)
+
+
+def scorecard_as_html(folder: Path) -> str | None:
+    """What notebook 08 found of each model, on one page; None before it has written all its tables."""
+    from hcm_helpers import scorecard
+
+    if any(_read_table(folder, f"{name}.csv") is None for name in scorecard.TABLES):
+        return None
+    return scorecard.render_html(scorecard.scorecard(folder))
 
 
 def utility_as_html(folder: Path) -> str | None:
@@ -170,6 +180,13 @@ code { font: .9em ui-monospace, monospace; }
 <dt>Time</dt><dd>{{ clock(total) }} over {{ notebooks | length }} notebooks</dd>
 </dl>
 </header>
+
+<h2>How good are the images?</h2>
+{% if scorecard is none %}
+<p class="soft">Notebook 08 has not been run to its end yet; it writes this table.</p>
+{% else %}
+<div class="wide">{{ scorecard | safe }}</div>
+{% endif %}
 
 <h2>Similarity of generated to real slices</h2>
 {% if table is none %}

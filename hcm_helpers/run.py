@@ -51,6 +51,7 @@ STEPS: dict[str, str | None] = {
 PROTOCOL = {"batch_size": 32, "learning_rate": 2e-4, "betas": [0.5, 0.999]}  # the paper's section 2.3.2
 MANY = {"num_samples": 3000}  # ten for each HCM slice in notebook 09; notebook 08 compares the first 1,000
 PAPER = PROTOCOL | MANY | {"epochs": 100, "patience": 20, "validate_every": 1, "ema_decay": 0.999}
+NETWORKS = {"encoder_epochs": 60, "segmenter_epochs": 60, "steps_compared": [5, 10, 30, 100], "num_compared": 200}
 TRIAL = {"patients": [2, 5, 10, 0], "factors": [1, 3, 10], "seeds": 5, "steps": 400, "width": 32, "learning_rate": 1e-3}
 GAN_64 = {"epochs": 220, "learning_rate": 2e-4, "width": 32, "validate_every": 10, "ema_decay": 0.995}
 GAN_128 = MANY | {"epochs": 1500, "batch_size": 32, "learning_rate": 2e-4, "width": 64, "ema_decay": 0.999}
@@ -64,12 +65,14 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "acgan": GAN_64 | {"epochs": 80, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
         "diffusion": {"epochs": 130, "learning_rate": 5e-4, "ema_decay": 0.998, "sampling_steps": 30},
+        "evaluation": {"encoder_epochs": 30, "segmenter_epochs": 30, "steps_compared": [5, 10, 30]},
         "augmentation": {"seeds": 3, "steps": 200, "width": 16, "learning_rate": 1e-3},
     },
     "paper": {  # the paper's protocol at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
         **dict.fromkeys(("vae", "gan", "dcgan", "acgan", "infogan"), PAPER),
         "diffusion": PAPER | {"epochs": 115, "prediction": "epsilon", "schedule": "linear"},
+        "evaluation": NETWORKS,
         "augmentation": TRIAL,
     },
     "best": {  # longer training and wider networks at 128×128, on a GPU
@@ -88,6 +91,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
             "ema_decay": 0.9995,
             "sampling_steps": 100,
         },
+        "evaluation": NETWORKS,
         "augmentation": TRIAL,
     },
 }

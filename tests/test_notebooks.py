@@ -6,12 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hcm_helpers import run, training
+from hcm_helpers import run, scorecard, training
+from hcm_helpers.phantom import write_phantom
 
 MODELS = [model for model in run.STEPS.values() if model]
 TINY = {model: {"epochs": 1, "batch_size": 8, "num_samples": 40} for model in MODELS}
 TINY["diffusion"] |= {"sampling_steps": 5, "compare_steps": [2, 5]}
-TINY |= {"evaluation": {"num_bootstrap": 20}, "augmentation": {"seeds": 1, "steps": 2, "num_bootstrap": 20}}
+NETWORKS = {"encoder_epochs": 1, "segmenter_epochs": 1, "steps_compared": [2], "num_compared": 10}
+TINY |= {"evaluation": {"num_bootstrap": 20} | NETWORKS, "augmentation": {"seeds": 1, "steps": 2, "num_bootstrap": 20}}
 
 
 def test_the_folder_holds_the_series_and_nothing_else():
@@ -50,14 +52,18 @@ def check_series(folder):
     trial = pd.read_csv(folder / "evaluation" / "utility.csv")
     assert {"–", *MODELS} == set(trial["model"])
     assert trial["value"].between(0, 1).all()
+    card = scorecard.scorecard(folder)
+    assert list(card.index) == [scorecard.REAL, *MODELS]
+    assert card[["SSIM", "KID", "precision", "recall", "copies, %", "plausible, %"]].notna().all(axis=None)
     drawn, vector = (sorted(path.stem for path in (folder / "figures").glob(f"*.{kind}")) for kind in ("png", "svg"))
     assert drawn == vector
     assert len(drawn) >= 8, "figures 1 to 8 of the paper"
     assert (folder / "report.html").read_text().count('src="data:image/') == len(drawn)
 
 
-def test_series_on_the_phantom(tmp_path, small_phantom):
-    check_series(run.run_series("quick", small_phantom, overrides=TINY, home=tmp_path))
+def test_series_on_the_phantom(tmp_path):
+    patients = write_phantom(tmp_path / "phantom", patients=30)  # six a group: four to learn from
+    check_series(run.run_series("quick", patients, overrides=TINY, home=tmp_path))
 
 
 @pytest.mark.acdc
