@@ -358,6 +358,7 @@ def utility_figure(table: pd.DataFrame, metric: str = "AUC", level: str = "patie
         ),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
 
 
 def anatomy_overlay(sets: Mapping[str, tuple[Tensor, Tensor]], pixel_mm: float) -> Figure:
