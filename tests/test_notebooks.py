@@ -10,7 +10,7 @@ from hcm_helpers import run, scorecard, training
 from hcm_helpers.phantom import write_phantom
 
 MODELS = [model for model in run.STEPS.values() if model]
-TINY = {model: {"epochs": 1, "batch_size": 8, "num_samples": 40} for model in MODELS}
+TINY = {model: {"epochs": 1, "batch_size": 8, "num_samples": 300} for model in MODELS}
 TINY["diffusion"] |= {"sampling_steps": 5, "compare_steps": [2, 5]}
 NETWORKS = {"encoder_epochs": 1, "segmenter_epochs": 1, "steps_compared": [2], "num_compared": 10}
 TINY |= {"evaluation": {"num_bootstrap": 20} | NETWORKS, "augmentation": {"seeds": 1, "steps": 2, "num_bootstrap": 20}}
@@ -43,7 +43,7 @@ def check_series(folder):
     assert {notebook["state"] for notebook in record["notebooks"].values()} == {"done"}
     for model in MODELS:
         images, _ = training.load_samples(folder / model)
-        assert images.shape == (40, 1, 32, 32)
+        assert images.shape == (300, 1, 32, 32)
         assert images.abs().max() <= 1
         assert images.std() > 0
     table = pd.read_csv(folder / "evaluation" / "table1.csv")
