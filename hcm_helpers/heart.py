@@ -1,7 +1,7 @@
 """The synthetic heart of the phantom: its surfaces, its beat, and what is true of it.
 
 A left ventricle is two surfaces around its long axis, endocardium and epicardium, as radius by height and
-angle. The right ventricle is a crescent on the septum: its free wall is a radius around the same axis. The
+angle. The right ventricle is a wedge on the septum: its free wall is a radius around the same axis. The
 heart is drawn at end-diastole; every other moment follows from moving the base towards the apex and the
 endocardium inwards while the wall keeps its volume. Volumes, ejection fractions and masses follow the
 published groups of ACDC (Bernard et al., IEEE TMI 37(11), 2018); no value is measured on a single patient.
@@ -227,14 +227,14 @@ def right_ventricle(heart: Heart, t: np.ndarray, epi: np.ndarray, phase: float) 
     slab = (heart.length - heart.descent * phase) / len(heights) / 1000  # ml for 1 mm²
 
     def volume(width):
-        free = np.maximum(_crescent(heart, heights, wall, width), wall)
+        free = np.maximum(_wedge(heart, heights, wall, width), wall)
         return np.pi * (free**2 - wall**2).mean(axis=1).sum() * slab
 
     width = _solve(volume, heart.right_volume * (1 - heart.right_ejection * phase), 0.0, 120.0)
-    return _crescent(heart, t, epi, width)
+    return _wedge(heart, t, epi, width)
 
 
-def _crescent(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.ndarray:
+def _wedge(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.ndarray:
     """A right ventricle that reaches `width` mm beyond the septum at the base; as in `right_ventricle`.
 
     A wedge that tapers from its acute margin to the two insertions, with the outflow in front near the base; beside

@@ -363,10 +363,7 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def render_html(table: pd.DataFrame) -> str:
-    """`render` as an HTML table with its legend, the intervals in small print under the values."""
-    wide = render(table).map(lambda text: html.escape(text).replace(" [", "<br><small>[").replace("]", "]</small>"))
-    wide.index = wide.index.map(html.escape)
-    wide.index.name, wide.columns.names = None, [None, None]
+    """`render` as an HTML table with its legend."""
     legend = (
         "SSIM with a Gaussian window of 11 pixels, σ = 1.5, on images in [0, 1]; CC is Pearson's r, CC peak "
         "the highest normalised cross-correlation over all lags; MSE is better when lower. Paper: what its "
@@ -375,6 +372,14 @@ def render_html(table: pd.DataFrame) -> str:
         "(CC peak: by CC). In brackets the 95 % bootstrap interval: images drawn for the models, patients "
         "for the real slices and the mean image."
     )
+    return html_with_legend(render(table), legend)
+
+
+def html_with_legend(wide: pd.DataFrame, legend: str) -> str:
+    """A table of text, columns on two levels, as HTML: intervals in small print under the values, the legend below."""
+    wide = wide.map(lambda text: html.escape(text).replace(" [", "<br><small>[").replace("]", "]</small>"))
+    wide.index = wide.index.map(html.escape)
+    wide.index.name, wide.columns.names = None, [None, None]
     body = wide.to_html(escape=False, border=0, justify="center", classes="table1")
     return f"{body}\n<p><small>{legend}</small></p>"
 

@@ -8,7 +8,6 @@ what other patients look like: such an arm says how well a model hands its patie
 free. `Arm.leaks` marks it, and the table and the figure do.
 """
 
-import html
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.anatomy import Block
 from hcm_helpers.augment import jitter
 from hcm_helpers.models.layers import adam, check_width, step
-from hcm_helpers.similarity import TITLES, plain_arithmetic
+from hcm_helpers.similarity import TITLES, html_with_legend, plain_arithmetic
 from hcm_helpers.slices import Slices, check_image_size
 from hcm_helpers.training import make_fabric
 
@@ -385,10 +384,7 @@ def render(table: pd.DataFrame, metric: str = "AUC", level: str = "patient") -> 
 
 
 def render_html(table: pd.DataFrame) -> str:
-    """`render` as an HTML table with its legend, the intervals in small print under the values."""
-    wide = render(table).map(lambda text: html.escape(text).replace(" [", "<br><small>[").replace("]", "]</small>"))
-    wide.index = wide.index.map(html.escape)
-    wide.index.name, wide.columns.names = None, [None, None]
+    """`render` as an HTML table with its legend."""
     legend = (
         "A small network learns to tell HCM from the other groups; area under the ROC curve on the held-out "
         f"patients ({table.loc[table['level'] == 'patient', 'n'].max()}), mean of {table['seeds'].max()} trainings. "
@@ -397,8 +393,7 @@ def render_html(table: pd.DataFrame) -> str:
         "intervals about one misses by chance. †: the generator has seen all HCM training patients, more than "
         "this arm has real slices of."
     )
-    body = wide.to_html(escape=False, border=0, justify="center", classes="table1")
-    return f"{body}\n<p><small>{legend}</small></p>"
+    return html_with_legend(render(table), legend)
 
 
 def patients_in_words(number: int) -> str:
