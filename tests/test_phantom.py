@@ -13,10 +13,11 @@ from scipy.ndimage import distance_transform_edt
 from skimage.measure import regionprops
 
 from hcm_helpers import heart as hearts
-from hcm_helpers import phantom
+from hcm_helpers import phantom, scanner, scene
 from hcm_helpers.acdc import GROUPS, DataError, find_patients, read_volume
 from hcm_helpers.heart import draw_heart, left_ventricle, measure
-from hcm_helpers.phantom import make_patient, steady_state, write_phantom
+from hcm_helpers.phantom import make_patient, write_phantom
+from hcm_helpers.scanner import steady_state
 from hcm_helpers.slices import prepare
 
 # Means over 30 patients each of ACDC, from the masks: ejection fraction, end-diastolic volume (ml), mass (g).
@@ -299,13 +300,13 @@ def test_files_are_those_of_acdc_and_the_seed_decides_their_bytes(tmp_path):
 def test_cine_holds_the_frames_and_one_smooth_beat(tmp_path, monkeypatch):
     """The 4D file has ED and ES voxel for voxel, and the same two as without cine; the cavity follows one wave."""
     masks = []
-    paint = phantom._paint_heart
+    paint = phantom.paint_heart
 
     def remember(*args):
         masks.append(paint(*args))
         return masks[-1]
 
-    monkeypatch.setattr(phantom, "_paint_heart", remember)
+    monkeypatch.setattr(phantom, "paint_heart", remember)
     volumes, info, _ = make_patient("RV", np.random.default_rng(2), cine=True)
     plain, plain_info, _ = make_patient("RV", np.random.default_rng(2))
     monkeypatch.undo()
@@ -373,12 +374,12 @@ def test_fat_and_water_oppose_where_they_meet():
             return np.zeros(shape, dtype)
 
     axis = np.arange(8.0)
-    grid = phantom.Grid(axis, axis, np.zeros(1), 1.0, 0.0)
+    grid = scene.Grid(axis, axis, np.zeros(1), 1.0, 0.0)
     water, fat = np.full((1, 8, 8), 0.6, np.float32), np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
-    scene = phantom.Scene(grid, water, fat, {})
-    signal = phantom._resonate(Dice(0.0), scene, np.radians(60), 3.0)
+    picture = scene.Scene(grid, water, fat, {})
+    signal = scanner.resonate(Dice(0.0), picture, np.radians(60), 3.0)
     np.testing.assert_allclose(np.abs(signal), np.abs(water - fat), atol=1e-5)
-    late = phantom._resonate(Dice(0.4), scene, np.radians(60), 3.0)  # ms: fat turns by 2π · 220 Hz · 0.4 ms more
+    late = scanner.resonate(Dice(0.4), picture, np.radians(60), 3.0)  # ms: fat turns by 2π · 220 Hz · 0.4 ms more
     expected = np.abs(water - fat * np.exp(-2j * np.pi * 220 * 0.0004))
     np.testing.assert_allclose(np.abs(late), expected, atol=1e-5)
 
