@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from hcm_helpers.heart import ANGLES, OUTFLOW, Heart, from_angle, left_ventricle, right_ventricle
+from hcm_helpers.heart import ANGLES, OUTFLOW, Heart, from_angle, hull, left_ventricle, right_ventricle
 from hcm_helpers.scene import Grid, Scene, rays, swirls, texture, toward_axis
 
 
@@ -43,7 +43,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     skin = (1 - np.sqrt(p * p + q * q - 0.35 * (p * q) ** 2)) * width
     scene.paint(scene.edge(skin), tissue["muscle"])
     septa = np.exp(-((lumps / 0.12) ** 2))
-    fat = tissue["fat"] * (1 + 0.06 * broad + 0.05 * medium - 0.35 * septa * np.clip(0.3 + broad, 0, 1))
+    fat = tissue["fat"] * (1 + 0.06 * broad + 0.05 * medium - 0.25 * septa * np.clip(0.2 + broad, 0, 1))
     scene.paint(scene.edge(skin - 2), 0.0, fat)
 
     # Muscle in two sheets with a thin seam of fat between them, each grained along the wall.
@@ -75,9 +75,12 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
 
     # Lung, its vessels more and wider towards the root.
     inside = scene.edge(pleura, 3)
-    scene.paint(inside, tissue["lung"] * (1 + 0.2 * broad + 0.1 * fine) * rng.uniform(0.5, 1.3))
-    vessels = np.clip(2 * (0.85 * fine + 0.4 * medium + 0.4 * broad + u / 110 - rng.uniform(2.0, 2.7)), 0, 1)
-    scene.paint(inside * vessels, rng.uniform(0.4, 1.1) * tissue["blood"])
+    scene.paint(inside, tissue["lung"] * (1 + 0.3 * broad + 0.1 * fine) * rng.uniform(0.2, 1.1))
+    near = u / 90 + 0.7 * broad  # the root of the lung
+    dots = 0.85 * fine + 0.5 * medium + 0.6 * near - rng.uniform(1.9, 2.6)
+    tubes = 0.9 - np.abs(medium) / 0.3 + 0.5 * fine - np.clip(2 * (2.2 - near - 0.8 * lumps), 0, 3)
+    vessels = np.clip(1.5 * np.maximum(dots, tubes), 0, 1)
+    scene.paint(inside * vessels, rng.uniform(0.3, 1.0) * tissue["blood"])
     return skin, pleura
 
 
@@ -97,7 +100,7 @@ def _abdomen(
     scene.paint(
         abdomen,
         lean * rng.uniform(0.8, 1.6) * tissue["spleen"] * (1 + 0.15 * lumps + 0.1 * medium),
-        (1 - lean) * rng.uniform(0.6, 1) * tissue["fat"] * (1 + 0.15 * broad + 0.1 * lumps),
+        (1 - lean) * rng.uniform(0.75, 1.05) * tissue["fat"] * (1 + 0.15 * broad + 0.1 * lumps),
     )
 
     def organ(centre, size, content, mottled, wall=0.0):
@@ -107,12 +110,16 @@ def _abdomen(
         grained = content * np.clip(1 + mottled * (0.6 * lumps + 0.7 * medium + 0.3 * fine) + 0.1 * fine, 0.1, None)
         if wall:
             scene.blob(place, [r + wall for r in radii], abdomen, 0.9 * tissue["muscle"], 0.0, rough, 3)
-        scene.blob(place, radii, abdomen, grained, 0.0, rough, rng.uniform(2, 6))
+        scene.blob(place, radii, abdomen, grained, 0.0, rough, rng.uniform(2, 4))
 
-    for _ in range(14):
+    for _ in range(20):
         content = rng.choice([tissue["muscle"], tissue["spleen"], tissue["bone"], tissue["liver"]])
         organ(
-            (rng.uniform(-40, 120), floor + rng.uniform(25, 120)), rng.uniform(6, 20), content, 0.5, rng.choice([0, 2])
+            (rng.uniform(-40, 120), floor + rng.uniform(25, 120)),
+            rng.uniform(4, 16),
+            content * rng.uniform(0.6, 1.6),
+            0.6,
+            rng.choice([0, 2]),
         )
     organ(
         (rng.uniform(60, 100), floor + rng.uniform(15, 45)),
@@ -122,11 +129,13 @@ def _abdomen(
     )
     stomach = rng.choice([tissue["muscle"], tissue["spleen"], 0.6 * tissue["fluid"], tissue["bone"]])
     organ((rng.uniform(10, 70), floor + rng.uniform(18, 40)), rng.uniform(18, 34), stomach, rng.uniform(0.2, 0.8), 3)
-    liver = rng.uniform(0.8, 1.6) * tissue["liver"] * (1 + 0.08 * broad + 0.06 * lumps + 0.07 * medium + 0.08 * fine)
-    veins = np.clip(2.5 * (0.8 * medium + 0.5 * lumps - rng.uniform(1.1, 2.0)), 0, 1)
+    liver = rng.uniform(0.7, 1.4) * tissue["liver"] * (1 + 0.08 * broad + 0.06 * lumps + 0.07 * medium + 0.08 * fine)
+    veins = np.clip(1.2 - np.abs(lumps + 0.2 * medium) / 0.25, 0, 1) * np.clip(
+        broad + 0.5 * medium - rng.uniform(0, 1), 0, 1
+    )
     radii = rng.uniform(35, 80), rng.uniform(28, 55), 150.0
     place = rng.uniform(-70, 0), floor + 0.8 * radii[1] + rng.uniform(-10, 4), 60.0
-    scene.blob(place, radii, abdomen, liver + rng.uniform(0, 0.5) * veins, 0.0, 3 * broad + lumps, rng.uniform(2, 7))
+    scene.blob(place, radii, abdomen, liver + rng.uniform(0.1, 0.4) * veins, 0.0, 3 * broad + lumps, rng.uniform(2, 4))
 
 
 def _vessels(
@@ -171,10 +180,10 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
     toward, distance = toward_axis(a, b), np.hypot(a, b)
     endo, epi, right, straight = (
         radii.astype(np.float32).ravel()[toward]
-        for radii in (endo_radii, epi_radii, right_radii, np.maximum(1 / np.hypot(1, slant), 0.4))
+        for radii in (endo_radii, epi_radii, right_radii, np.maximum(1 / np.hypot(1, slant), 0.25))
     )
     endo, epi, right = endo - distance, epi - distance, right - distance
-    right = np.where(right > 0, straight, np.maximum(straight, np.float32(0.8))) * right
+    right = np.where(right > 0, straight, np.maximum(straight, np.float32(0.4))) * right
     mask = np.zeros(scene.water.shape, np.uint8)
     labels = mask[:, *window]
     labels[(right > 0) & (epi <= 0) & (t >= 0) & (t < 0.98)] = 1
@@ -193,12 +202,12 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
     around = np.arctan2(b, a)
     corners = 8 * np.exp(-(((around - 2.5) / 0.6) ** 2)) + 5 * np.exp(-(((around + 2.1) / 0.6) ** 2))
     patches = 4 * texture(rng, part.grid, 40, 1) + 0.5 * coarse
-    beside = np.clip((right_radii - epi_radii) / 8, 0, 1).astype(np.float32).ravel()[toward]  # 0 where there is none
-    sac = 12 * np.logaddexp(epi / 12, (right + 3 - 40 * (1 - beside)) / 12)
-    thickness = np.clip(heart.fat * (corners + patches - 4 - a / 10 + (t > 0.8) * (2 - a / 10)), -9, 16)
+    sac_radii = hull(np.maximum(epi_radii, np.where(right_radii > epi_radii, right_radii + 3, 0)))
+    sac = sac_radii.astype(np.float32).ravel()[toward] - distance
+    thickness = np.clip(heart.fat * (corners + patches - 0.5 - a / 22 + (t > 0.8) * (2 - a / 22)), -3, 12 - a / 6)
     fat = tissue["fat"] * (1 + 0.15 * medium + 0.2 * coarse)
-    part.paint(part.edge(np.minimum(sac, epi + 8), 3) * np.clip(0.5 + 0.3 * coarse, 0, 1), 0.7 * tissue["muscle"])
-    part.paint(part.edge(sac + thickness, 6) * np.clip(1.1 + 0.3 * coarse, 0, 1), 0.0, fat)
+    part.paint(part.edge(sac + 1, 3), 0.7 * tissue["muscle"])
+    part.paint(part.edge(sac + thickness, 3) * np.clip(1.1 + 0.3 * coarse, 0, 1), 0.0, fat)
     part.paint(0.5 * part.edge(-np.abs(sac - 1), 3) * np.clip(thickness / 4 - 1, 0, 1), 0.0)
 
     # The right ventricle: a thin wall, blood, strands of muscle from the wall inwards, the moderator band.
@@ -206,10 +215,10 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
     part.paint(part.edge(right + 2.5 + 0.5 * coarse, right_blur), muscle)
     inside = part.edge(right, right_blur)
     streaks = swirls(rng, a, b, coarse)
-    inflow = rng.uniform(0.95, 1.2) * (1 + 0.06 * streaks + 0.04 * coarse + 0.03 * fine)
+    inflow = rng.uniform(0.9, 1.15) * (1 + 0.1 * streaks + 0.06 * coarse + 0.04 * fine)
     part.paint(inside, tissue["venous blood"] * inflow)
     strands = 0.7 * rays(rng, toward, 6) + 0.8 * medium + 0.4 * fine + 1.4 * (t - 0.4) + b / 60
-    strands = np.clip(strands - 0.8 + (5 - right) / 4, 0, 0.85)
+    strands = np.clip(strands - 0.7 + (6 - right) / 4, 0, 0.85)
     across = np.abs(a * math.sin(heart.band) - b * math.cos(heart.band) + 2.5 * coarse)
     strands = np.maximum(
         strands, np.clip(0.4 + 0.5 * coarse, 0, 0.8) * np.clip(2.5 - across, 0, 1) * (a < 0) * (np.abs(t - 0.55) < 0.12)
@@ -222,11 +231,11 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
     part.paint(part.edge(wall, epi_blur), muscle)
     cavity = part.edge(endo, endo_blur)
     turbulent = np.clip(coarse + 0.5 * medium - 1.5 - t, 0, 0.5)
-    flow = rng.uniform(0.95, 1.1, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
-    part.paint(cavity, flow * (1 + 0.06 * streaks + 0.03 * coarse + 0.03 * fine - turbulent))
+    flow = rng.uniform(0.87, 1.07, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
+    part.paint(cavity, flow * (1 + 0.08 * streaks + 0.02 * coarse + 0.03 * fine - turbulent))
     lateral = 0.8 * a / np.maximum(distance, 1) + 1.2 * np.clip(t, 0, 0.9)  # the septum is smooth
-    fringe = 0.3 * rays(rng, toward, 8) + 0.6 * fine + 0.7 * medium + 0.9 * coarse + lateral - 1.1
-    part.paint(cavity * np.clip(fringe + (4 - endo) / 3, 0, 0.9) * heart.trabeculae * (t > 0.1), muscle)
+    ridges = (1.2 + lateral) * (1.3 * rays(rng, toward, 12) + 0.8 * medium + coarse) + 3 * lateral  # mm
+    part.paint(cavity * part.edge(np.minimum(ridges, 9) - endo, 3) * heart.trabeculae * (t > 0.1), muscle)
     for angle, gap, size, level in heart.papillary:
         rim = endo_radii[:, np.abs(from_angle(angle)).argmin(), None, None].astype(np.float32)
         grown = np.minimum(size * (1 + 0.25 * phase), 0.3 * rim) * np.sqrt(np.clip(1 - ((t - level) / 0.32) ** 2, 0, 1))

@@ -53,9 +53,9 @@ class Heart:
     ripple: np.ndarray  # table: radius of the endocardium as a share of the ellipsoid's
     right_volume: float
     right_ejection: float
-    right_ripple: np.ndarray  # table: width of the right ventricle as a share of the wedge's
+    right_ripple: np.ndarray  # table: width of the right ventricle as a share of the usual
     right_span: float  # its angle as a share of the usual
-    margin: float  # where its acute margin lies between the septum's middle (0) and the insertion below (−1)
+    lean: float  # of its free wall towards the acute margin, rad
     axis: float  # direction from the left ventricle to the right one in the body, rad
     papillary: list[tuple[float, float, float, float]]  # heads: angle, gap to the wall, radius (mm), height t
     trabeculae: float  # how dark
@@ -132,7 +132,7 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
         ripple = ripple * (1 - rng.uniform(0.05, 0.18) * _bump(septum, 0.6))  # the septum is pressed flat
     wall = wall * (1 - 0.65 * _bump(from_angle(OUTFLOW), 0.4) * _step(0.09 - height, 0.015))
     heads = [
-        (normal(rng, at, 0.12), rng.uniform(-2, 5), rng.uniform(2.5, 5.8), rng.uniform(0.4, 0.6))
+        (normal(rng, at, 0.12), rng.uniform(-3, 4), rng.uniform(3, 6.5), rng.uniform(0.4, 0.6))
         for at in (-0.85, -0.6, 1.0, 1.25)
     ]
     section = np.pi * (_ellipsoid(HEIGHTS, 1.0) ** 2).mean()
@@ -145,12 +145,12 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
         ripple=ripple / np.sqrt((ripple**2).mean(axis=1, keepdims=True)),
         right_volume=right["volume"],
         right_ejection=right["ejection"],
-        right_ripple=_waves(rng, {3: 0.05, 5: 0.02, 7: 0.015, 9: 0.01}),
+        right_ripple=_waves(rng, {3: 0.07, 5: 0.04, 7: 0.025, 9: 0.02}),
         right_span=normal(rng, 1, 0.08),
-        margin=normal(rng, -0.25, 0.12),
+        lean=normal(rng, 0.33, 0.15),
         axis=math.radians(normal(rng, 163, 13)),
         papillary=heads,
-        trabeculae=rng.uniform(0.6, 1.0),
+        trabeculae=rng.uniform(0.7, 1.0),
         band=math.pi + normal(rng, 0.0, 0.3),
         fat=0.3 + rng.gamma(2.0, 0.25),
     )
@@ -237,22 +237,36 @@ def right_ventricle(heart: Heart, t: np.ndarray, epi: np.ndarray, phase: float) 
 def _wedge(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.ndarray:
     """A right ventricle that reaches `width` mm beyond the septum at the base; as in `right_ventricle`.
 
-    A wedge that tapers from its acute margin to the two insertions, with the outflow in front near the base; beside
-    the diaphragm, on which it lies with the left ventricle, it is flat. It spans about 105° of the septum's side at
-    the base and 70° near the apex, as ACDC's do.
+    A rounded polygon: the free wall, straight and leaning so that the acute margin lies below; the roof, open near
+    the base towards the outflow, and the floor; the two insertions at the left ventricle, about 50° from the septum's
+    middle at the base and 35° near the apex, as ACDC's; and the diaphragm, on which it lies with the left ventricle.
     """
     low = np.clip(t, 0, 1)[:, None]
     front = from_angle(np.pi)  # > 0 towards the outflow, < 0 towards the diaphragm
-    half = heart.right_span * np.where(front > 0, 1.25 - 0.5 * low, 1.3 - 0.5 * low)  # angle from septum to insertion
-    place = front / half  # −1 at the insertion by the diaphragm, 1 at that in front
-    beside = place - heart.margin
-    arch = np.clip(1 - np.abs(beside / np.where(beside > 0, 1 - heart.margin, 1 + heart.margin)) ** 2.2, 0, None)
-    outflow = 0.35 * _bump(place - 0.5, 0.3) * np.clip(1 - 2 * low, 0, 1)
+    septum = epi[:, np.abs(front[0]).argmin(), None]
     taper = np.clip(1 - (low / 0.97) ** 1.9, 0, None) ** 0.75
-    free = epi - 3 + (3 + width * taper * (1 + outflow) * _rows(heart.right_ripple, t)) * arch
-    inferior = epi[:, np.abs(from_angle(np.pi / 2)).argmin(), None]
-    diaphragm = (inferior + 2) / np.maximum(np.sin(ANGLES), 0.05)
-    return free / (1 + (np.maximum(free, 0) / diaphragm) ** 5) ** (1 / 5)  # the lesser of the two, rounded
+    grown = width * taper * _rows(heart.right_ripple, t)
+    insertion = heart.right_span * (0.85 - 0.34 * low)
+    height = 1.4 * septum * np.sin(insertion)
+    sides = (
+        (np.cos(front - heart.lean), septum * np.cos(heart.lean) + grown),  # the way a side faces, its distance
+        (np.sin(front), height + 0.4 * grown + 6 * np.clip(1 - 2.5 * low, 0, 1)),
+        (-np.sin(front), height + 0.3 * grown),
+        (np.sin(ANGLES), epi[:, np.abs(from_angle(np.pi / 2)).argmin(), None] + 2),
+        (np.sin(np.abs(front) - insertion), 0.2 * septum),
+        (-np.cos(front), 0.5 * septum),
+    )
+    fourth = sum(np.square(np.square(np.clip(facing, 0, None) / np.maximum(far, 1))) for facing, far in sides)
+    return fourth**-0.25  # the nearest side, and rounded where two meet
+
+
+def hull(radii: np.ndarray) -> np.ndarray:
+    """Convex hull of contours around the axis, (slices, ANGLES), as radii."""
+    every = radii[:, ::8, None]
+    apart = np.cos(ANGLES[::8, None] - ANGLES[None, ::8])
+    support = (every * apart).max(axis=1)  # (slices, directions): how far the contour reaches
+    facing = np.cos(ANGLES[:, None] - ANGLES[None, ::8])
+    return np.where(facing > 0.1, support[:, None, :] / np.maximum(facing, 0.1), np.inf).min(axis=2)
 
 
 # What is true

@@ -40,7 +40,7 @@ def _place(rng: np.random.Generator, heart: Heart) -> tuple[Grid, float]:
     short_side = int(np.clip(long_side * rng.uniform(0.75, 0.95) // 8 * 8, 160, 256))
     across = rng.random() < 0.2  # the body then lies along the image's rows
     nx, ny = (long_side, short_side) if across else (short_side, long_side)
-    turn = np.radians(rng.normal(68, 12) if across else rng.normal(0, 9))
+    turn = np.radians(rng.normal(48, 12) if across else rng.normal(0, 9))
 
     extent = 1.1 * heart.length + 8
     thickness = float(rng.choice([5.0, 6.5, 8.0, 10.0], p=[0.08, 0.02, 0.1, 0.8]))
@@ -105,9 +105,9 @@ def make_patient(group: str, rng: np.random.Generator, cine: bool = False) -> tu
     falloff = np.exp(-depth / rng.uniform(150, 600)) + rng.uniform(0, 0.25) * np.exp(-depth / 18)
     shading = falloff * np.exp(0.3 * texture(rng, grid, 110, 1))
     scan = Scan(
-        sampled=tuple(rng.uniform((0.6, 0.55), (1.0, 0.95))),
+        sampled=tuple(rng.uniform((0.7, 0.65), (1.0, 1.0))),
         taper=rng.uniform(0.1, 0.35),
-        noise=(rng.uniform(0.006, 0.026) * np.exp(0.35 * np.clip(depth / 60, 0, 2))).astype(np.float32),
+        noise=(rng.uniform(0.006, 0.022) * np.exp(0.35 * np.clip(depth / 60, 0, 2))).astype(np.float32),
         ghost=rng.uniform(0, 0.03) * np.exp(2j * np.pi * rng.random()),
         ghost_at=int(rng.uniform(0.2, 0.5) * len(grid.y)),
     )
