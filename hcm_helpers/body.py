@@ -32,7 +32,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     warp = texture(rng, grid, 30, 1)
 
     # The front wall is close to the right ventricle and nears the long axis towards the apex.
-    fat_depth, muscle_depth = rng.uniform(5, 18) + rng.gamma(1.0, 6.0), rng.uniform(12, 28)
+    fat_depth, muscle_depth = rng.uniform(9, 20) + rng.gamma(1.0, 5.0), rng.uniform(9, 22)
     right = right_ventricle(heart, np.array([0.3]), left_ventricle(heart, np.array([0.3]), 0.0)[1], 0.0)
     reach = float(right.max()) * abs(math.cos(heart.axis))
     front = np.maximum(reach + rng.uniform(-4, 12) - rng.uniform(0.25, 0.55) * s, 18) + fat_depth + muscle_depth
@@ -43,7 +43,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     skin = (1 - np.sqrt(p * p + q * q - 0.35 * (p * q) ** 2)) * width
     scene.paint(scene.edge(skin), tissue["muscle"])
     septa = np.exp(-((lumps / 0.12) ** 2))
-    fat = tissue["fat"] * (1 + 0.06 * broad + 0.05 * medium - 0.25 * septa * np.clip(0.2 + broad, 0, 1))
+    fat = tissue["fat"] * (1 + 0.14 * broad + 0.08 * medium - 0.25 * septa * np.clip(0.2 + broad, 0, 1))
     scene.paint(scene.edge(skin - 2), 0.0, fat)
 
     # Muscle in two sheets with a thin seam of fat between them, each grained along the wall.
@@ -96,11 +96,11 @@ def _abdomen(
     below = v - np.maximum(floor - 0.2 * s, 16) + dome - 3 * texture(rng, grid, 40, 1)
     scene.paint(inside * scene.edge(below, 4), tissue["muscle"] * (1 + 0.2 * lumps))
     abdomen = inside * scene.edge(below - 2.5, 3)
-    lean = rng.choice([0.0, 0.0, 0.5, 1.0])  # share of the room between the organs that is no fat
+    lean = rng.choice([0.0, 0.0, 0.2, 0.5])  # share of the room between the organs that is no fat
     scene.paint(
         abdomen,
         lean * rng.uniform(0.8, 1.6) * tissue["spleen"] * (1 + 0.15 * lumps + 0.1 * medium),
-        (1 - lean) * rng.uniform(0.75, 1.05) * tissue["fat"] * (1 + 0.15 * broad + 0.1 * lumps),
+        (1 - lean) * rng.uniform(0.85, 1.05) * tissue["fat"] * (1 + 0.15 * broad + 0.1 * lumps),
     )
 
     def organ(centre, size, content, mottled, wall=0.0):
@@ -211,11 +211,11 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
     part.paint(0.5 * part.edge(-np.abs(sac - 1), 3) * np.clip(thickness / 4 - 1, 0, 1), 0.0)
 
     # The right ventricle: a thin wall, blood, strands of muscle from the wall inwards, the moderator band.
-    muscle = tissue["heart"] * (1 + 0.1 * medium + 0.1 * coarse)
+    muscle = tissue["heart"] * (1 + 0.08 * medium + 0.12 * coarse + 0.1 * texture(rng, part.grid, 40))
     part.paint(part.edge(right + 2.5 + 0.5 * coarse, right_blur), muscle)
     inside = part.edge(right, right_blur)
     streaks = swirls(rng, a, b, coarse)
-    inflow = rng.uniform(0.9, 1.15) * (1 + 0.1 * streaks + 0.06 * coarse + 0.04 * fine)
+    inflow = rng.uniform(0.87, 1.12) * (1 + 0.1 * streaks + 0.06 * coarse + 0.04 * fine)
     part.paint(inside, tissue["venous blood"] * inflow)
     strands = 0.7 * rays(rng, toward, 6) + 0.8 * medium + 0.4 * fine + 1.4 * (t - 0.4) + b / 60
     strands = np.clip(strands - 0.7 + (6 - right) / 4, 0, 0.85)
@@ -231,11 +231,12 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
     part.paint(part.edge(wall, epi_blur), muscle)
     cavity = part.edge(endo, endo_blur)
     turbulent = np.clip(coarse + 0.5 * medium - 1.5 - t, 0, 0.5)
-    flow = rng.uniform(0.87, 1.07, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
+    flow = rng.uniform(0.87, 1.05, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
     part.paint(cavity, flow * (1 + 0.08 * streaks + 0.02 * coarse + 0.03 * fine - turbulent))
     lateral = 0.8 * a / np.maximum(distance, 1) + 1.2 * np.clip(t, 0, 0.9)  # the septum is smooth
-    ridges = (1.2 + lateral) * (1.3 * rays(rng, toward, 12) + 0.8 * medium + coarse) + 3 * lateral  # mm
-    part.paint(cavity * part.edge(np.minimum(ridges, 9) - endo, 3) * heart.trabeculae * (t > 0.1), muscle)
+    ridges = rays(rng, toward, 9) + 0.8 * rays(rng, toward, 24) + 0.8 * medium + coarse
+    ridges = (0.7 + 1.3 * np.clip(lateral, 0, None)) * ridges + 3 * lateral  # mm
+    part.paint(cavity * part.edge(np.minimum(ridges, 9) - endo, 4) * heart.trabeculae * (t > 0.1), muscle)
     for angle, gap, size, level in heart.papillary:
         rim = endo_radii[:, np.abs(from_angle(angle)).argmin(), None, None].astype(np.float32)
         grown = np.minimum(size * (1 + 0.25 * phase), 0.3 * rim) * np.sqrt(np.clip(1 - ((t - level) / 0.32) ** 2, 0, 1))

@@ -117,7 +117,7 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
     right = {name: normal(rng, *RIGHT_VENTRICLE[group][name]) for name in RIGHT_VENTRICLE[group]}
     length = min(80 * (draw["volume"] / 130) ** 0.28 * rng.uniform(0.95, 1.05), 98)
     height, septum = HEIGHTS[:, None], from_angle(np.pi)
-    wall = draw["wall"] * (1 + 0.08 * np.cos(septum)) * _waves(rng, {2: 0.05, 3: 0.05, 4: 0.03})
+    wall = draw["wall"] * (1 + 0.08 * np.cos(septum)) * _waves(rng, {2: 0.09, 3: 0.07, 4: 0.04})
     motion = _waves(rng, {1: 0.05, 2: 0.05, 3: 0.04})
     ripple = _waves(rng, {2: 0.045, 3: 0.03, 4: 0.018, 5: 0.01, 6: 0.008, 8: 0.006, 11: 0.005})
     if group == "HCM":
@@ -145,7 +145,7 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
         ripple=ripple / np.sqrt((ripple**2).mean(axis=1, keepdims=True)),
         right_volume=right["volume"],
         right_ejection=right["ejection"],
-        right_ripple=_waves(rng, {3: 0.07, 5: 0.04, 7: 0.025, 9: 0.02}),
+        right_ripple=_waves(rng, {2: 0.08, 3: 0.09, 4: 0.06, 5: 0.05, 7: 0.03, 9: 0.02}),
         right_span=normal(rng, 1, 0.08),
         lean=normal(rng, 0.33, 0.15),
         axis=math.radians(normal(rng, 163, 13)),
@@ -158,7 +158,7 @@ def draw_heart(group: str, rng: np.random.Generator) -> Heart:
 
 def _hypertrophy(rng: np.random.Generator, wall: float) -> np.ndarray:
     """Table of what HCM adds to the wall (mm): at the septum in most, else at the apex or all around."""
-    peak = float(np.clip(15.2 + rng.gamma(2.0, 1.8), None, 27)) - wall
+    peak = float(np.clip(15.5 + rng.gamma(2.0, 1.8), None, 27)) - wall
     height, septum = HEIGHTS[:, None], from_angle(np.pi + normal(rng, 0.45, 0.3))
     pattern = rng.choice(["septal", "apical", "concentric"], p=[0.65, 0.15, 0.2])
     if pattern == "septal":  # thickest in the basal to middle anteroseptal segments
@@ -246,18 +246,18 @@ def _wedge(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.nda
     septum = epi[:, np.abs(front[0]).argmin(), None]
     taper = np.clip(1 - (low / 0.97) ** 1.9, 0, None) ** 0.75
     grown = width * taper * _rows(heart.right_ripple, t)
-    insertion = heart.right_span * (0.85 - 0.34 * low)
+    insertion = heart.right_span * (0.82 - 0.33 * low)
     height = 1.4 * septum * np.sin(insertion)
     sides = (
         (np.cos(front - heart.lean), septum * np.cos(heart.lean) + grown),  # the way a side faces, its distance
         (np.sin(front), height + 0.4 * grown + 6 * np.clip(1 - 2.5 * low, 0, 1)),
         (-np.sin(front), height + 0.3 * grown),
         (np.sin(ANGLES), epi[:, np.abs(from_angle(np.pi / 2)).argmin(), None] + 2),
-        (np.sin(np.abs(front) - insertion), 0.2 * septum),
+        (np.sin(np.abs(front) - insertion), 0.25 * septum),
         (-np.cos(front), 0.5 * septum),
     )
-    fourth = sum(np.square(np.square(np.clip(facing, 0, None) / np.maximum(far, 1))) for facing, far in sides)
-    return fourth**-0.25  # the nearest side, and rounded where two meet
+    near = (np.clip(facing, 0, None) / np.maximum(far, 1) for facing, far in sides)
+    return np.cbrt(1 / sum(share * share * share for share in near))  # the nearest side, and rounded where two meet
 
 
 def hull(radii: np.ndarray) -> np.ndarray:

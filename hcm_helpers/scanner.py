@@ -15,7 +15,7 @@ TISSUES = {
     "venous blood": (1550, 170, 1.12),
     "heart": (1000, 52, 0.88),
     "muscle": (1010, 38, 0.90),
-    "fat": (300, 70, 1.02),
+    "fat": (300, 70, 0.95),
     "marrow": (550, 55, 0.70),
     "liver": (600, 38, 0.75),
     "spleen": (1050, 75, 0.80),
@@ -59,7 +59,7 @@ def tissue_signals(rng: np.random.Generator, flip: float, repetition: float) -> 
     """
     signals = {}
     for name, (t1, t2, density) in TISSUES.items():
-        t1, t2 = t1 * math.exp(normal(rng, 0, 0.06)), t2 * math.exp(normal(rng, 0, 0.15))
+        t1, t2 = t1 * math.exp(normal(rng, 0, 0.06)), t2 * math.exp(normal(rng, 0, 0.1))
         shift = FAT_SHIFT if name in ("fat", "marrow") else 0.0
         signals[name] = density * float(steady_state(t1, t2, flip, repetition, shift))
     return {name: value / signals["blood"] for name, value in signals.items()}
