@@ -49,7 +49,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     # Muscle in two sheets with a thin seam of fat between them, each grained along the wall.
     muscle = skin - fat_depth * (1 + 0.4 * texture(rng, grid, 50, 1)) + 0.5 * lumps
     grain = np.sin(muscle * (2 * np.pi / rng.uniform(4, 8)) + 2.5 * lumps + 3 * warp + medium)
-    meat = tissue["muscle"] * (1 + 0.15 * medium + 0.12 * lumps + 0.1 * grain)
+    meat = tissue["muscle"] * (1 + 0.2 * medium + 0.15 * lumps + 0.2 * grain)
     scene.paint(scene.edge(muscle, 3), meat)
     marbling = np.clip(0.5 * broad + 0.4 * lumps + 0.4 * medium + 0.3 * grain - 0.4, 0, rng.uniform(0.2, 0.8))
     scene.paint(scene.edge(muscle) * marbling, 0.0, fat)
@@ -81,6 +81,13 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     tubes = 0.9 - np.abs(medium) / 0.3 + 0.5 * fine - np.clip(2 * (2.2 - near - 0.8 * lumps), 0, 3)
     vessels = np.clip(1.5 * np.maximum(dots, tubes), 0, 1)
     scene.paint(inside * vessels, rng.uniform(0.3, 1.0) * tissue["blood"])
+
+    # A pad of fat fills the narrow places between the chest wall and the heart.
+    right = heart.radius * math.cos(heart.axis), heart.radius * math.sin(heart.axis)
+    near = 1.9 * heart.radius * (1.05 - s / 120) - np.hypot(u - 0.6 * right[0], v - 0.6 * right[1])
+    pad = rng.uniform(4, 10)
+    fillet = pad * np.logaddexp(-pleura / pad, near / pad) - rng.uniform(0, 4) + 2 * lumps
+    scene.paint(inside * scene.edge(fillet, 4), 0.0, fat * (1 + 0.2 * medium))
     return skin, pleura
 
 
@@ -133,7 +140,7 @@ def _abdomen(
     veins = np.clip(1.2 - np.abs(lumps + 0.2 * medium) / 0.25, 0, 1) * np.clip(
         broad + 0.5 * medium - rng.uniform(0, 1), 0, 1
     )
-    radii = rng.uniform(35, 80), rng.uniform(28, 55), 150.0
+    radii = rng.uniform(45, 95), rng.uniform(32, 60), 150.0
     place = rng.uniform(-70, 0), floor + 0.8 * radii[1] + rng.uniform(-10, 4), 60.0
     scene.blob(place, radii, abdomen, liver + rng.uniform(0.1, 0.4) * veins, 0.0, 3 * broad + lumps, rng.uniform(2, 4))
 
@@ -215,7 +222,7 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
     part.paint(part.edge(right + 2.5 + 0.5 * coarse, right_blur), muscle)
     inside = part.edge(right, right_blur)
     streaks = swirls(rng, a, b, coarse)
-    inflow = rng.uniform(0.87, 1.12) * (1 + 0.1 * streaks + 0.06 * coarse + 0.04 * fine)
+    inflow = rng.uniform(0.9, 1.15) * (1 + 0.1 * streaks + 0.06 * coarse + 0.04 * fine)
     part.paint(inside, tissue["venous blood"] * inflow)
     strands = 0.7 * rays(rng, toward, 6) + 0.8 * medium + 0.4 * fine + 1.4 * (t - 0.4) + b / 60
     strands = np.clip(strands - 0.7 + (6 - right) / 4, 0, 0.85)
@@ -231,7 +238,7 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
     part.paint(part.edge(wall, epi_blur), muscle)
     cavity = part.edge(endo, endo_blur)
     turbulent = np.clip(coarse + 0.5 * medium - 1.5 - t, 0, 0.5)
-    flow = rng.uniform(0.87, 1.05, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
+    flow = rng.uniform(0.88, 1.07, (len(t), 1, 1)).astype(np.float32) * (1.05 - 0.2 * t)
     part.paint(cavity, flow * (1 + 0.08 * streaks + 0.02 * coarse + 0.03 * fine - turbulent))
     lateral = 0.8 * a / np.maximum(distance, 1) + 1.2 * np.clip(t, 0, 0.9)  # the septum is smooth
     ridges = rays(rng, toward, 9) + 0.8 * rays(rng, toward, 24) + 0.8 * medium + coarse

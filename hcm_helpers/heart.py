@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
 ANGLES = np.linspace(-np.pi, np.pi, 512, endpoint=False)  # 0 = lateral, π/2 = inferior, ±π = septum
 HEIGHTS = (np.arange(48) + 0.5) / 48  # t at which a heart's tables stand and its volumes are integrated
@@ -246,7 +247,7 @@ def _wedge(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.nda
     septum = epi[:, np.abs(front[0]).argmin(), None]
     taper = np.clip(1 - (low / 0.97) ** 1.9, 0, None) ** 0.75
     grown = width * taper * _rows(heart.right_ripple, t)
-    insertion = heart.right_span * (0.82 - 0.33 * low)
+    insertion = heart.right_span * (0.93 - 0.36 * low)
     height = 1.4 * septum * np.sin(insertion)
     sides = (
         (np.cos(front - heart.lean), septum * np.cos(heart.lean) + grown),  # the way a side faces, its distance
@@ -257,7 +258,8 @@ def _wedge(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.nda
         (-np.cos(front), 0.5 * septum),
     )
     near = (np.clip(facing, 0, None) / np.maximum(far, 1) for facing, far in sides)
-    return np.cbrt(1 / sum(share * share * share for share in near))  # the nearest side, and rounded where two meet
+    free = np.cbrt(1 / sum(share * share * share for share in near))  # the nearest side, less where two meet
+    return gaussian_filter1d(free, len(ANGLES) / 45, mode="wrap")  # over 8°: the corners are round
 
 
 def hull(radii: np.ndarray) -> np.ndarray:
