@@ -10,11 +10,11 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 
-from hcm_helpers import figures, notebook
+from hcm_helpers import diagrams, figures, notebook
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.slices import Slices
 
-DIAGRAMS = [figures.architecture_vae, figures.architecture_gan, figures.architecture_diffusion]
+DIAGRAMS = [diagrams.vae, diagrams.gan, diagrams.diffusion]
 
 
 def history(epochs=4):
@@ -336,7 +336,7 @@ def test_nothing_in_a_diagram_overlaps(draw):
 
 
 def test_the_same_figure_gives_the_same_files(tmp_path):
-    paths = [figures.save(figures.architecture_gan(), tmp_path / name, "figure_02_gan") for name in "ab"]
+    paths = [figures.save(diagrams.gan(), tmp_path / name, "figure_02_gan") for name in "ab"]
     assert [path.name for path in paths[0]] == ["figure_02_gan.png", "figure_02_gan.svg"]
     for first, second in zip(*paths, strict=True):
         assert first.read_bytes() == second.read_bytes()

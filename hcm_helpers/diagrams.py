@@ -1,0 +1,187 @@
+"""The paper's figures 1 to 3, drawn anew: how a VAE, a GAN and a diffusion model are built."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
+
+from hcm_helpers.figures import BLUE, GREEN, INK, ORANGE, RED, SOFT, empty_figure
+
+
+def vae() -> Figure:
+    """Figure 1: input → encoder → μ, σ → z → decoder → reconstruction, and where the two losses arise."""
+    axes = _diagram(11.2, 4.0)
+    middle = 2.25
+    _picture(axes, 0.1, middle, _heart(), "input $x$")
+    _funnel(axes, 1.9, 3.6, middle, 2.2, 1.3, "Encoder\n$q_\\phi(z\\,|\\,x)$", BLUE)
+    _box(axes, 4.25, middle + 0.62, 0.9, 0.7, "$\\mu$", GREEN, size=14)
+    _box(axes, 4.25, middle - 0.62, 0.9, 0.7, "$\\sigma$", GREEN, size=14)
+    _box(axes, 6.0, middle, 0.9, 0.9, "$z$", ORANGE, size=14)
+    _funnel(axes, 7.5, 9.2, middle, 1.3, 2.2, "Decoder\n$p_\\theta(x\\,|\\,z)$", BLUE)
+    _picture(axes, 9.7, middle, _heart(blur=2.0), "reconstruction $\\hat{x}$")
+
+    _arrow(axes, (1.4, middle), (1.9, middle))
+    for sign in (1, -1):
+        _arrow(axes, (3.6, middle + sign * 0.35), (4.25, middle + sign * 0.62))
+        _arrow(axes, (5.15, middle + sign * 0.62), (6.0, middle + sign * 0.22))
+    _arrow(axes, (6.9, middle), (7.5, middle))
+    _arrow(axes, (9.2, middle), (9.7, middle))
+    _arrow(axes, (6.45, 1.15), (6.45, middle - 0.45))
+    _text(axes, 6.45, 0.98, "$\\epsilon \\sim N(0, I)$")
+    _text(axes, 6.45, middle + 0.75, "$z = \\mu + \\sigma \\odot \\epsilon$")
+
+    _bracket(axes, 4.25, 5.15, middle + 1.22, 0.14, GREEN)
+    _text(axes, 4.7, middle + 1.5, "KL divergence $\\mathrm{KL}(q_\\phi(z\\,|\\,x)\\,\\|\\,N(0, I))$", GREEN)
+    _bracket(axes, 0.75, 10.35, 0.66, -0.24, RED)
+    _text(axes, 5.55, 0.3, "reconstruction loss $-\\log p_\\theta(x\\,|\\,z)$", RED)
+    return axes.figure
+
+
+def gan() -> Figure:
+    """Figure 2: the generator draws from noise, the discriminator judges, and both learn from that."""
+    axes = _diagram(11.2, 4.7)
+    top, low = 3.5, 1.5
+    middle = (top + low) / 2
+    _box(axes, 0.1, low, 1.3, 0.9, "noise\n$z \\sim N(0, I)$", ORANGE)
+    _funnel(axes, 2.0, 3.7, low, 0.8, 1.5, "Generator\n$G$", BLUE)
+    _picture(axes, 4.3, low, _heart(noise=0.25), "generated $G(z)$")
+    _picture(axes, 4.3, top, _heart(), "real $x$")
+    _funnel(axes, 6.7, 8.5, middle, 2.2, 1.2, "Discriminator\n$D$", GREEN)
+    _box(axes, 9.2, middle, 1.8, 0.9, "$D(\\cdot)$\nreal or generated?", INK)
+
+    _arrow(axes, (1.4, low), (2.0, low))
+    _arrow(axes, (3.7, low), (4.3, low))
+    _arrow(axes, (5.6, top), (6.7, middle + 0.6))
+    _arrow(axes, (5.6, low), (6.7, middle - 0.6))
+    _arrow(axes, (8.5, middle), (9.2, middle))
+    _path(axes, [(10.1, middle + 0.45), (10.1, 4.1), (7.6, 4.1), (7.6, middle + 0.9)], GREEN)
+    _text(axes, 8.85, 4.33, "$\\max_D\\;\\log D(x) + \\log(1 - D(G(z)))$", GREEN)
+    _path(axes, [(10.1, middle - 0.45), (10.1, 0.32), (2.85, 0.32), (2.85, low - 0.62)], BLUE)
+    _text(axes, 8.0, 0.55, "$\\max_G\\;\\log D(G(z))$", BLUE)
+    return axes.figure
+
+
+def diffusion() -> Figure:
+    """Figure 3: noise is added step by step; a network that predicts it takes the steps back."""
+    axes = _diagram(11.2, 4.3)
+    middle, side = 2.35, 1.3
+    lefts = (0.1, 2.95, 6.95, 9.8)
+    kept = (1.0, 0.75, 0.5, 0.0)  # share of the signal that is left
+    names = ("$x_0$", "$x_{t-1}$", "$x_t$", "$x_T \\sim N(0, I)$")
+    for left, share, name in zip(lefts, kept, names, strict=True):
+        _picture(axes, left, middle, share**0.5 * _heart() + (1 - share) ** 0.5 * _noise(), name)
+    for i, between in ((0, "dots"), (1, "step"), (2, "dots")):
+        start, end = lefts[i] + side, lefts[i + 1]
+        if between == "dots":
+            _text(axes, (start + end) / 2, middle, "· · ·", SOFT, size=16)
+        for height, colour, ends in ((0.38, BLUE, (start, end)), (-0.38, RED, (end, start))):
+            first, last = (x + np.sign(ends[1] - ends[0]) * pad for x, pad in zip(ends, (0.08, -0.08), strict=True))
+            _arrow(axes, (first, middle + height), (last, middle + height), colour)
+    centre = (lefts[1] + side + lefts[2]) / 2
+    _text(axes, centre, middle + 0.62, "$q(x_t\\,|\\,x_{t-1})$", BLUE)
+    _text(axes, centre, middle + 0.1, "$p_\\theta(x_{t-1}\\,|\\,x_t)$", RED)
+    _text(axes, 5.6, 4.0, "Forward process: a little Gaussian noise at every step", BLUE, size=12)
+    _text(axes, 5.6, 3.6, "$q(x_t\\,|\\,x_{t-1}) = N(x_t;\\,\\sqrt{1-\\beta_t}\\,x_{t-1},\\,\\beta_t I)$", BLUE)
+    _box(axes, centre - 0.95, 0.92, 1.9, 0.62, "U-Net $\\epsilon_\\theta(x_t, t)$", RED)
+    _arrow(axes, (centre, 1.23), (centre, middle - 0.44), RED)
+    _text(
+        axes,
+        5.6,
+        0.2,
+        "Reverse process: the network predicts the noise, and a step takes part of it away",
+        RED,
+        12,
+    )
+    return axes.figure
+
+
+def _diagram(width: float, height: float) -> Axes:
+    """An empty sheet whose unit is an inch."""
+    axes = empty_figure(width, height)[1]
+    axes.set_position([0, 0, 1, 1])
+    axes.set(xlim=(0, width), ylim=(0, height))
+    axes.set_axis_off()
+    return axes
+
+
+def _text(axes: Axes, x: float, y: float, text: str, colour: str = INK, size: float = 11) -> None:
+    axes.text(x, y, text, color=colour, fontsize=size, ha="center", va="center", linespacing=1.5)
+
+
+def _box(
+    axes: Axes,
+    left: float,
+    middle: float,
+    width: float,
+    height: float,
+    text: str,
+    colour: str,
+    size: float = 11,
+) -> None:
+    shape = "round,pad=0,rounding_size=0.12"
+    corner = (left, middle - height / 2)
+    axes.add_patch(FancyBboxPatch(corner, width, height, shape, fc=_tint(colour), ec=colour, lw=1.5))
+    _text(axes, left + width / 2, middle, text, size=size)
+
+
+def _funnel(
+    axes: Axes, left: float, right: float, middle: float, before: float, after: float, text: str, colour: str
+) -> None:
+    """A trapezoid that narrows or widens from left to right, as the data do in a network."""
+    corners = [(left, middle - before / 2), (left, middle + before / 2)]
+    corners += [(right, middle + after / 2), (right, middle - after / 2)]
+    axes.add_patch(Polygon(corners, fc=_tint(colour), ec=colour, lw=1.5, joinstyle="round"))
+    _text(axes, (left + right) / 2, middle, text)
+
+
+def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = INK) -> None:
+    look = {"arrowstyle": "-|>", "mutation_scale": 13, "shrinkA": 2, "shrinkB": 2}
+    axes.add_patch(FancyArrowPatch(start, end, color=colour, lw=1.4, **look))
+
+
+def _path(axes: Axes, points: Sequence[tuple[float, float]], colour: str) -> None:
+    """A dashed line around corners that ends in an arrow: what a network learns from."""
+    axes.plot(*zip(*points[:-1], strict=True), color=colour, lw=1.3, ls=(0, (4, 3)))
+    _arrow(axes, points[-2], points[-1], colour)
+
+
+def _bracket(axes: Axes, left: float, right: float, y: float, depth: float, colour: str) -> None:
+    """A line that gathers what lies from left to right; it opens downwards for a positive depth."""
+    low, high = y - depth / 2, y + depth / 2
+    axes.plot([left, left, right, right], [low, high, high, low], color=colour, lw=1.3)
+
+
+def _picture(axes: Axes, left: float, middle: float, image: np.ndarray, name: str, side: float = 1.3) -> None:
+    extent = (left, left + side, middle - side / 2, middle + side / 2)
+    axes.imshow(image, cmap="gray", vmin=-1, vmax=1, extent=extent, aspect="auto", zorder=2)
+    _text(axes, left + side / 2, middle - side / 2 - 0.2, name)
+
+
+def _tint(colour: str) -> tuple[float, ...]:
+    return tuple(1 - 0.14 * (1 - channel) for channel in mpl.colors.to_rgb(colour))
+
+
+def _noise(size: int = 64) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.6, (size, size))
+
+
+def _heart(size: int = 64, noise: float = 0.0, blur: float = 1.0) -> np.ndarray:
+    """A drawn short axis: bright cavities, a thick dark wall, grey around; (size, size) in [−1, 1]."""
+    y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
+
+    def disc(across: float, down: float, radius: float, stretch: float = 1.0) -> np.ndarray:
+        distance = radius - np.hypot((x - across) / stretch, y - down)
+        return 1 / (1 + np.exp(-distance * size / (2.5 * blur)))
+
+    picture = np.full((size, size), -0.75)
+    for shape, level in (
+        (disc(0.0, 0.05, 0.92, 1.05), -0.35),
+        (disc(-0.38, -0.12, 0.46, 1.0), 0.75),
+        (disc(0.2, 0.08, 0.56), -0.55),
+        (disc(0.28, 0.1, 0.27), 0.85),
+    ):
+        picture = picture * (1 - shape) + level * shape
+    return np.clip(picture + noise * _noise(size), -1, 1)
