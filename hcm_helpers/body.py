@@ -77,9 +77,7 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     inside = scene.edge(pleura, 3)
     scene.paint(inside, tissue["lung"] * (1 + 0.3 * broad + 0.1 * fine) * rng.uniform(0.2, 1.1))
     near = u / 90 + 0.7 * broad  # the root of the lung
-    dots = 0.85 * fine + 0.5 * medium + 0.6 * near - rng.uniform(1.9, 2.6)
-    tubes = 0.9 - np.abs(medium) / 0.3 + 0.5 * fine - np.clip(2 * (2.2 - near - 0.8 * lumps), 0, 3)
-    vessels = np.clip(1.5 * np.maximum(dots, tubes), 0, 1)
+    vessels = np.clip(1.5 * (0.85 * fine + 0.6 * medium + 0.6 * near - rng.uniform(1.8, 2.5)), 0, 1)
     scene.paint(inside * vessels, rng.uniform(0.3, 1.0) * tissue["blood"])
 
     # A pad of fat fills the narrow places between the chest wall and the heart.
@@ -137,9 +135,7 @@ def _abdomen(
     stomach = rng.choice([tissue["muscle"], tissue["spleen"], 0.6 * tissue["fluid"], tissue["bone"]])
     organ((rng.uniform(10, 70), floor + rng.uniform(18, 40)), rng.uniform(18, 34), stomach, rng.uniform(0.2, 0.8), 3)
     liver = rng.uniform(0.7, 1.4) * tissue["liver"] * (1 + 0.08 * broad + 0.06 * lumps + 0.07 * medium + 0.08 * fine)
-    veins = np.clip(1.2 - np.abs(lumps + 0.2 * medium) / 0.25, 0, 1) * np.clip(
-        broad + 0.5 * medium - rng.uniform(0, 1), 0, 1
-    )
+    veins = np.clip(1.5 * (0.9 * medium + 0.5 * fine - rng.uniform(1.5, 2.1)), 0, 1)
     radii = rng.uniform(45, 95), rng.uniform(32, 60), 150.0
     place = rng.uniform(-70, 0), floor + 0.8 * radii[1] + rng.uniform(-10, 4), 60.0
     scene.blob(place, radii, abdomen, liver + rng.uniform(0.1, 0.4) * veins, 0.0, 3 * broad + lumps, rng.uniform(2, 4))
@@ -222,7 +218,7 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
     part.paint(part.edge(right + 2.5 + 0.5 * coarse, right_blur), muscle)
     inside = part.edge(right, right_blur)
     streaks = swirls(rng, a, b, coarse)
-    inflow = rng.uniform(0.9, 1.15) * (1 + 0.1 * streaks + 0.06 * coarse + 0.04 * fine)
+    inflow = rng.uniform(0.9, 1.15) * (1 + 0.08 * streaks + 0.06 * coarse + 0.04 * fine)
     part.paint(inside, tissue["venous blood"] * inflow)
     strands = 0.7 * rays(rng, toward, 6) + 0.8 * medium + 0.4 * fine + 1.4 * (t - 0.4) + b / 60
     strands = np.clip(strands - 0.7 + (6 - right) / 4, 0, 0.85)
