@@ -76,15 +76,15 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     # Lung, its vessels more and wider towards the root.
     inside = scene.edge(pleura, 3)
     scene.paint(inside, tissue["lung"] * (1 + 0.3 * broad + 0.1 * fine) * rng.uniform(0.2, 1.1))
-    near = u / 90 + 0.7 * broad  # the root of the lung
-    vessels = np.clip(1.5 * (0.85 * fine + 0.6 * medium + 0.6 * near - rng.uniform(1.8, 2.5)), 0, 1)
+    root = u / 90 + 0.7 * broad
+    vessels = np.clip(1.5 * (0.85 * fine + 0.6 * medium + 0.6 * root - rng.uniform(1.8, 2.5)), 0, 1)
     scene.paint(inside * vessels, rng.uniform(0.3, 1.0) * tissue["blood"])
 
     # A pad of fat fills the narrow places between the chest wall and the heart.
-    right = heart.radius * math.cos(heart.axis), heart.radius * math.sin(heart.axis)
-    near = 1.9 * heart.radius * (1.05 - s / 120) - np.hypot(u - 0.6 * right[0], v - 0.6 * right[1])
+    u0, v0 = 0.6 * heart.radius * math.cos(heart.axis), 0.6 * heart.radius * math.sin(heart.axis)
+    both = 1.9 * heart.radius * (1.05 - s / 120) - np.hypot(u - u0, v - v0)  # depth in both ventricles together
     pad = rng.uniform(4, 10)
-    fillet = pad * np.logaddexp(-pleura / pad, near / pad) - rng.uniform(0, 4) + 2 * lumps
+    fillet = pad * np.logaddexp(-pleura / pad, both / pad) - rng.uniform(0, 4) + 2 * lumps
     scene.paint(inside * scene.edge(fillet, 4), 0.0, fat * (1 + 0.2 * medium))
     return skin, pleura
 
