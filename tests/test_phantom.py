@@ -219,6 +219,17 @@ def test_outflow_tract_and_right_ventricle_lie_where_they_belong():
         assert depth[3] < 2
 
 
+def test_hull_closes_a_notch():
+    """The hull of a square is the square, also where a side of it has been cut in."""
+    facing = np.maximum(np.abs(np.cos(hearts.ANGLES)), np.abs(np.sin(hearts.ANGLES)))
+    square = 10 / facing[None]
+    notched = np.where(np.abs(hearts.ANGLES) < 0.5, 0.6 * square, square)
+    assert hearts.hull(square) == pytest.approx(square, rel=1e-6)
+    assert hearts.hull(np.concatenate([notched, 2 * square])) == pytest.approx(
+        np.concatenate([square, 2 * square]), rel=1e-6
+    )
+
+
 def test_right_ventricle_is_large_in_its_group(patients):
     def ratio(group):
         return np.mean([millilitres(p["ED"], 1) / millilitres(p["ED"], 3) for p in patients[group]])
