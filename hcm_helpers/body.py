@@ -200,8 +200,8 @@ def paint_heart(rng: np.random.Generator, scene: Scene, heart: Heart, phase: flo
         for radii in (endo_radii, epi_radii, right_radii)
     )
 
-    # The pericardium bridges the grooves between the ventricles; fat fills them, and lies outside in the corners at
-    # the chest wall and around the apex. Beside the lung there is hardly any.
+    # The pericardium spans both ventricles as a convex sac; fat fills the grooves in it, and lies in patches around
+    # it, most of all in the corners at the chest wall and around the apex, least beside the lung.
     around = np.arctan2(b, a)
     corners = 8 * np.exp(-(((around - 2.5) / 0.6) ** 2)) + 5 * np.exp(-(((around + 2.1) / 0.6) ** 2))
     patches = 4 * texture(rng, part.grid, 40, 1) + 0.5 * coarse

@@ -1,7 +1,7 @@
 """The synthetic heart of the phantom: its surfaces, its beat, and what is true of it.
 
 A left ventricle is two surfaces around its long axis, endocardium and epicardium, as radius by height and
-angle. The right ventricle is a wedge on the septum: its free wall is a radius around the same axis. The
+angle. The right ventricle leans on the septum: its free wall is a radius around the same axis. The
 heart is drawn at end-diastole; every other moment follows from moving the base towards the apex and the
 endocardium inwards while the wall keeps its volume. Volumes, ejection fractions and masses follow the
 published groups of ACDC (Bernard et al., IEEE TMI 37(11), 2018); no value is measured on a single patient.
@@ -228,14 +228,14 @@ def right_ventricle(heart: Heart, t: np.ndarray, epi: np.ndarray, phase: float) 
     slab = (heart.length - heart.descent * phase) / len(heights) / 1000  # ml for 1 mm²
 
     def volume(width):
-        free = np.maximum(_wedge(heart, heights, wall, width), wall)
+        free = np.maximum(_free_wall(heart, heights, wall, width), wall)
         return np.pi * (free**2 - wall**2).mean(axis=1).sum() * slab
 
     width = _solve(volume, heart.right_volume * (1 - heart.right_ejection * phase), 0.0, 120.0)
-    return _wedge(heart, t, epi, width)
+    return _free_wall(heart, t, epi, width)
 
 
-def _wedge(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.ndarray:
+def _free_wall(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.ndarray:
     """A right ventricle that reaches `width` mm beyond the septum at the base; as in `right_ventricle`.
 
     A rounded polygon: the free wall, straight and leaning so that the acute margin lies below; the roof, open near
@@ -263,7 +263,10 @@ def _wedge(heart: Heart, t: np.ndarray, epi: np.ndarray, width: float) -> np.nda
 
 
 def hull(radii: np.ndarray) -> np.ndarray:
-    """Convex hull of contours around the axis, (slices, ANGLES), as radii."""
+    """Convex hull of contours around the axis; contours and hull are radii in mm, (slices, ANGLES).
+
+    The hull lies within every line that touches the contour; 64 of these lines are enough for a sac of fat.
+    """
     every = radii[:, ::8, None]
     apart = np.cos(ANGLES[::8, None] - ANGLES[None, ::8])
     support = (every * apart).max(axis=1)  # (slices, directions): how far the contour reaches

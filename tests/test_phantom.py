@@ -206,7 +206,7 @@ def test_an_infarct_is_thin_and_does_not_thicken():
 
 
 def test_outflow_tract_and_right_ventricle_lie_where_they_belong():
-    """Under the aortic root the wall is at most half as thick as below; the wedge covers the septum to t = 0.8."""
+    """Under the aortic root the wall is at most half as thick as below; to t = 0.8 the right ventricle is there."""
     heights = np.array([0.01, 0.2, 0.8, 0.99])
     for group in GROUPS:
         heart = draw_heart(group, np.random.default_rng(3))
