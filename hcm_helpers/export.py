@@ -132,7 +132,8 @@ def load_model(folder: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
         if key not in parameters:
             raise DataError(f"{path} lacks the parameter {key!r}: train this model again")
     network = NETWORKS[name](**{key: parameters[key] for key in arguments})
-    return training.load_weights(network, folder).to(training.make_fabric().device), facts
+    network = training.load_weights(network, folder).to(training.make_fabric().device)
+    return network.to(memory_format=torch.channels_last), facts  # as `training.fit` leaves it: twice as fast on a CPU
 
 
 def choose_group(model: str, parameters: dict[str, Any], wanted: str | None) -> str:

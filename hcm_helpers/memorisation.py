@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hcm_helpers.acdc import DataError
 from hcm_helpers.fidelity import Extractor
-from hcm_helpers.similarity import best_match, bootstrap_interval, to_unit
+from hcm_helpers.similarity import Matches, best_match, best_matches, bootstrap_interval, to_unit
 from hcm_helpers.slices import Slices, load_slices
 
 HELD_OUT = "real held-out slices"
@@ -48,33 +48,39 @@ def nearest_by_pixels(images: Tensor, train: Slices) -> tuple[np.ndarray, np.nda
     Raises:
         DataError: images of another size than the slices, outside [−1, 1], not finite, or none.
     """
-    if images.ndim != 4 or images.shape[1:] != train.images.shape[1:] or not len(images):
-        raise DataError(
-            f"images have shape {tuple(images.shape)}, the slices {tuple(train.images.shape)}; "
-            "draw them from a model that has learned from these slices"
-        )
+    _check_sizes(images, train)
     rows, values = best_match(to_unit(images.cpu()), to_unit(train.images), "cc")
     return values.numpy(), rows.numpy()
 
 
-def find_nearest(images: Tensor, train: Slices, extractor: Extractor) -> pd.DataFrame:
+def find_nearest(images: Tensor, train: Slices, extractor: Extractor, matches: Matches | None = None) -> pd.DataFrame:
     """The nearest training slice of each image by pixels, by structure and by features, each for itself.
 
     Args:
         images, train: as in `nearest_by_pixels`.
         extractor: a trained `fidelity.Encoder`.
+        matches: `similarity.best_matches` of the images with the training slices, where they are known.
 
     Returns:
         A row an image: cc (Pearson's r over the pixels), ssim, distance (Euclidean, of the features), the row in
         train of the nearest by each (cc_row, ssim_row, distance_row), and the patient of the nearest by cc.
     """
-    cc, cc_row = nearest_by_pixels(images, train)
-    ssim_row, ssim = best_match(to_unit(images.cpu()), to_unit(train.images), "ssim")
+    _check_sizes(images, train)
+    matches = best_matches(to_unit(images.cpu()), to_unit(train.images)) if matches is None else matches
+    (cc_row, cc), (ssim_row, ssim) = ((part.cpu().numpy() for part in matches[metric]) for metric in ("cc", "ssim"))
     features, references = (extractor.features(part).double() for part in (images, train.images))
     distance, distance_row = torch.cdist(features, references).min(dim=1)
     found = {"cc": cc, "ssim": ssim, "distance": distance}
     found |= {"cc_row": cc_row, "ssim_row": ssim_row, "distance_row": distance_row}
     return pd.DataFrame(found).assign(patient=train.manifest["patient"].to_numpy()[cc_row])
+
+
+def _check_sizes(images: Tensor, train: Slices) -> None:
+    if images.ndim != 4 or images.shape[1:] != train.images.shape[1:] or not len(images):
+        raise DataError(
+            f"images have shape {tuple(images.shape)}, the slices {tuple(train.images.shape)}; "
+            "draw them from a model that has learned from these slices"
+        )
 
 
 def copy_threshold(correlations: np.ndarray) -> float:

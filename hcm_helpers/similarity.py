@@ -8,6 +8,7 @@ import html
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,7 @@ PAPER = {  # the figures that the paper's text gives; how it paired real and gen
     "diffusion": {},  # "the highest SSIM scores", without a figure
 }
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of MS-SSIM, from full size down
+Matches = dict[str, tuple[Tensor, Tensor]]  # metric → rows of the best references and the metric with them, (N,) each
 BLOCK = 2**18  # pixels of a block of pairs: 1 MiB in float32, which a core's cache holds
 
 
@@ -162,20 +164,15 @@ def cross_correlation(x: Tensor, y: Tensor) -> Tensor:
     Shapes: (B, 1, H, W), (B, 1, H, W) → (B, 2H − 1, 2W − 1). Lag (dy, dx) stands at
     [H − 1 + dy, W − 1 + dx]; the maximum is there if x is y moved down by dy and right by dx.
     """
-    x, y = _partners(x, y)
-    height, width = x.shape[1:]
-    size = (2 * height, 2 * width)
-    spectrum = torch.fft.rfft2(_standardise(x), s=size) * torch.fft.rfft2(_standardise(y), s=size).conj()
-    return torch.fft.fftshift(torch.fft.irfft2(spectrum, s=size), dim=(1, 2))[:, 1:, 1:]
+    return torch.fft.fftshift(_correlations(x, y), dim=(1, 2))[:, 1:, 1:]
 
 
 @plain_arithmetic()
 def cc_peak(x: Tensor, y: Tensor) -> Tensor:
     """Peak of the normalised `cross_correlation` over all lags: (B, 1, H, W), (B, 1, H, W) → (B,) ≥ `cc`."""
-    x, y = (images[:, None] for images in _partners(x, y))
     size = max(1, BLOCK // x[0].numel())
     pairs = zip(x.split(size), y.split(size), strict=True)
-    return torch.cat([cross_correlation(*pair).amax((1, 2)) for pair in pairs])
+    return torch.cat([_correlations(*pair).amax((1, 2)) for pair in pairs])
 
 
 PAIRED = {"ssim": ssim, "cc": cc, "cc_peak": cc_peak, "mse": mse}
@@ -230,16 +227,25 @@ def best_match(generated: Tensor, references: Tensor, metric: str = "ssim") -> t
     return index, PAIRED[metric](generated, references[index])
 
 
-def compare(images: Tensor, references: Tensor, pairing: str = "nearest", seed: int = 0) -> dict[str, Tensor]:
+def best_matches(images: Tensor, references: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """`best_match` by every metric: index and value, (N,) each, for "ssim", "cc", "cc_peak" and "mse"."""
+    return {metric: best_match(images, references, metric) for metric in METRICS}
+
+
+def compare(
+    images: Tensor, references: Tensor, pairing: str = "nearest", seed: int = 0, matches: Matches | None = None
+) -> dict[str, Tensor]:
     """Each image with one reference, by every metric: (N,) for each of SSIM, CC, CC peak and MSE.
 
     Args:
         images, references: (N, 1, H, W) and (M, 1, H, W) in [0, 1].
         pairing: "nearest", the best match of each metric by itself, or "random", any one reference.
         seed: of that draw.
+        matches: their `best_matches`, where they are known.
     """
     if pairing == "nearest":
-        return {METRICS[metric]: best_match(images, references, metric)[1] for metric in METRICS}
+        matches = best_matches(images, references) if matches is None else matches
+        return {METRICS[metric]: value for metric, (_, value) in matches.items()}
     if pairing != "random":
         raise DataError(f'pairing "{pairing}" is neither "nearest" nor "random"')
     index = torch.from_numpy(np.random.default_rng(seed).integers(len(references), size=len(images)))
@@ -266,14 +272,25 @@ def bootstrap_interval(
     sums, counts = np.bincount(owners, weights=values), np.bincount(owners)
     if len(counts) < 2:
         return float("nan"), float("nan")
-    share = np.full(len(counts), 1 / len(counts))
-    draws = np.random.default_rng(seed).multinomial(len(counts), share, size=num_bootstrap)
+    draws = _bootstrap_draws(len(counts), num_bootstrap, seed)
     low, high = np.quantile(draws @ sums / (draws @ counts), [0.025, 0.975])
     return float(low), float(high)
 
 
+@lru_cache(maxsize=4)  # 1,000 draws of 1,000 images take longer than all that is done with them
+def _bootstrap_draws(count: int, num_bootstrap: int, seed: int) -> np.ndarray:
+    """How often each of `count` is drawn in each draw: (num_bootstrap, count)."""
+    share = np.full(count, 1 / count)
+    return np.random.default_rng(seed).multinomial(count, share, size=num_bootstrap).astype(float)
+
+
 def table1(
-    models: Mapping[str, Tensor], train: Slices, test: Slices, num_bootstrap: int = 1000, seed: int = 0
+    models: Mapping[str, Tensor],
+    train: Slices,
+    test: Slices,
+    num_bootstrap: int = 1000,
+    seed: int = 0,
+    nearest_train: Mapping[str, Matches] | None = None,
 ) -> pd.DataFrame:
     """The paper's table 1 with its pairing made explicit, and what real hearts reach beside it.
 
@@ -295,6 +312,7 @@ def table1(
         train, test: the real slices, as `load_slices` gives them.
         num_bootstrap: draws for an interval.
         seed: of the random pairs and of the draws.
+        nearest_train: name → `best_matches` of the images with the training slices, where they are known.
 
     Returns:
         One row a model, pairing and metric: model, pairing, metric, value, low, high, n (images), drawn
@@ -326,7 +344,7 @@ def table1(
         images = to_unit(images)
         near, far = real_train.to(images.device), real_test.to(images.device)
         add(name, "random", compare(images, near, "random", seed))
-        add(name, "nearest train", compare(images, near))
+        add(name, "nearest train", compare(images, near, matches=(nearest_train or {}).get(name)))
         add(name, "nearest test", compare(images, far))
 
     mean_image = real_train.mean(0, keepdim=True).expand_as(real_test)
@@ -410,6 +428,14 @@ def _standardise(images: Tensor) -> Tensor:
     norm = centred.norm(dim=(1, 2), keepdim=True)
     constant = norm < 1e-6 * images[0].numel() ** 0.5  # a standard deviation of 1e-6 is rounding
     return torch.where(constant, 0, centred / norm.clamp_min(1e-12))
+
+
+def _correlations(x: Tensor, y: Tensor) -> Tensor:
+    """`cross_correlation` with lag (dy, dx) at [dy mod 2H, dx mod 2W]: (B, 2H, 2W), 0 where nothing overlaps."""
+    x, y = _partners(x, y)
+    size = (2 * x.shape[1], 2 * x.shape[2])
+    spectrum = torch.fft.rfft2(_standardise(x), s=size) * torch.fft.rfft2(_standardise(y), s=size).conj()
+    return torch.fft.irfft2(spectrum, s=size)
 
 
 def _window_matrix(size: int, sigma: float, window: int, like: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import torch
 from scipy.spatial import KDTree
+from scipy.stats import wasserstein_distance
 
+from hcm_helpers import anatomy
 from hcm_helpers.acdc import DataError, find_patients
 from hcm_helpers.anatomy import (
     MEASURES,
@@ -381,6 +383,14 @@ def test_the_halves_of_two_patients_are_the_two():
     train = real(np.concatenate([WALLS[:12], WALLS[:12] + 2.5]), np.repeat(["a", "b"], 12))
     row = found(anatomy_table({}, train, train, train, num_bootstrap=20), REAL_TRAIN)
     assert (row["distance"], row["distance_low"], row["distance_high"]) == pytest.approx((2.5, 2.5, 2.5))
+
+
+def test_distances_of_many_draws_equal_scipys_of_each():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(12, 3, 40), np.round(rng.normal(14, 4, 25))  # with ties
+    weights = [rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=30) for values in (a, b)]
+    expected = [wasserstein_distance(a, b, *drawn) for drawn in zip(*weights, strict=True)]
+    np.testing.assert_allclose(anatomy._distances(a, b, *weights), expected, rtol=1e-10)
 
 
 def test_few_patients_make_a_distance_less_sure_than_many():

@@ -14,6 +14,7 @@ from hcm_helpers.acdc import DataError
 from hcm_helpers.fidelity import Encoder
 from hcm_helpers.memorisation import copies_table, copy_threshold, find_nearest, held_out_slices, nearest_by_pixels
 from hcm_helpers.models.vae import VAE
+from hcm_helpers.similarity import best_matches
 from hcm_helpers.slices import load_slices, prepare
 from hcm_helpers.training import fit, generate
 
@@ -92,6 +93,8 @@ def test_the_nearest_is_found_by_each_measure():
     ]
     assert found["ssim"][1] == pytest.approx(max(expected), abs=1e-4)
     assert found["ssim_row"][1] == np.argmax(expected)
+    known = best_matches((images.clamp(-1, 1) + 1) / 2, (train + 1) / 2)
+    pd.testing.assert_frame_equal(find_nearest(images.clamp(-1, 1), TRAIN, extractor, known), found)
     with torch.no_grad():
         features = extractor.eval()(torch.cat([images.clamp(-1, 1), train]))
     distances = np.linalg.norm(features[:1].numpy() - features[2:].numpy(), axis=1)

@@ -261,6 +261,17 @@ def test_table1_is_the_same_for_the_same_seed(table):
     pd.testing.assert_frame_equal(again, expected)
 
 
+def test_table1_takes_known_matches_as_they_are(table):
+    table, train, test = table
+    images = {"vae": train.images[[0, 3, 3]]}
+    known = similarity.best_matches((images["vae"] + 1) / 2, (train.images + 1) / 2)
+    again = similarity.table1(images, train, test, num_bootstrap=200, nearest_train={"vae": known})
+    pd.testing.assert_frame_equal(again, table[table["model"] != "diffusion"].reset_index(drop=True))
+    wrong = known | {"ssim": (known["ssim"][0], torch.full((3,), 0.25))}
+    again = similarity.table1(images, train, test, num_bootstrap=20, nearest_train={"vae": wrong})
+    assert cell(again, "vae", "nearest train", "SSIM").value == 0.25
+
+
 def test_rendered_table_has_the_papers_figures_beside_ours(table):
     table, _, _ = table
     wide = similarity.render(table)
