@@ -45,32 +45,40 @@ def cutout(x: Tensor, ratio: float = 0.5) -> Tensor:
     return x * ~cut[:, None]
 
 
-def jitter(
-    x: Tensor,
-    degrees: float = 25.0,
-    shift: float = 0.08,
-    scale: float = 0.15,
-    gamma: float = 0.3,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def jitter(x: Tensor, generator: torch.Generator | None = None, **reach: float) -> Tensor:
     """Each image of (B, 1, H, W) turned, shifted, scaled and in other tones, as another examination would be.
 
     Args:
-        degrees: largest rotation either way.
-        shift: largest translation either way, as a share of the side.
-        scale: largest enlargement or reduction, as a share.
-        gamma: brightness v in [0, 1] becomes v to a power of at most this much above or below 1.
         generator: of the draws, on the images' device; None: PyTorch's own.
+        reach: how far, as in `move`.
     """
-    n, settings = len(x), {"device": x.device, "generator": generator}
-    angle = (torch.rand(n, **settings) * 2 - 1) * degrees * torch.pi / 180
-    size = 1 + (torch.rand(n, **settings) * 2 - 1) * scale
-    offset = (torch.rand(n, 2, **settings) * 2 - 1) * 2 * shift  # affine_grid counts the side as 2
+    return move(x, jitter_amounts(len(x), x.device, generator), **reach)
+
+
+def jitter_amounts(n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """How much to turn, scale, shift across and down, and change in tone: (n, 5) for n images, uniform in [−1, 1]."""
+    shapes = ((n, 1), (n, 1), (n, 2), (n, 1))
+    return torch.cat([torch.rand(*shape, device=device, generator=generator) * 2 - 1 for shape in shapes], dim=1)
+
+
+def move(
+    x: Tensor, amounts: Tensor, degrees: float = 25.0, shift: float = 0.08, scale: float = 0.15, gamma: float = 0.3
+) -> Tensor:
+    """Images (B, 1, H, W) in [−1, 1] changed by amounts (B, 5) of `jitter_amounts`; 0 changes nothing but rounding.
+
+    Args:
+        degrees: the rotation of amount 1.
+        shift: the translation of amount 1, as a share of the side.
+        scale: the enlargement of amount 1, as a share.
+        gamma: brightness v in [0, 1] becomes v to the power 1 + gamma at amount 1.
+    """
+    angle, size = amounts[:, 0] * degrees * torch.pi / 180, 1 + amounts[:, 1] * scale
+    offset = amounts[:, 2:4] * 2 * shift  # affine_grid counts the side as 2
     cosine, sine = angle.cos() * size, angle.sin() * size
     theta = torch.stack(
         [torch.stack([cosine, -sine, offset[:, 0]], 1), torch.stack([sine, cosine, offset[:, 1]], 1)], 1
     )
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     moved = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
-    power = 1 + (torch.rand(n, 1, 1, 1, **settings) * 2 - 1) * gamma
+    power = 1 + amounts[:, 4, None, None, None] * gamma
     return ((moved + 1) / 2).clamp(1e-6, 1) ** power * 2 - 1  # above 0, where a root has no slope

@@ -18,8 +18,8 @@ NUM_IMAGES = 1000  # that a cost is quoted for
 def cost_table(run: str | Path) -> pd.DataFrame:
     """What the models of a run cost on the machine that ran it, from the run.json that each notebook leaves.
 
-    A network evaluation is one pass of one image through the network; an image takes one, or with diffusion as many
-    as there are sampling steps.
+    A network evaluation is one pass of one image through the network; an image takes one, with diffusion as many as
+    `Diffusion.evaluations` says.
 
     Returns:
         One row a model that is there: model, parameters, seconds_training, evaluations and seconds_sampling (both
@@ -39,7 +39,7 @@ def cost_table(run: str | Path) -> pd.DataFrame:
                 "model": name,
                 "parameters": record["num_parameters"],
                 "seconds_training": record["seconds_training"],
-                "evaluations": NUM_IMAGES * record["parameters"].get("sampling_steps", 1),
+                "evaluations": NUM_IMAGES * record.get("evaluations", 1),
                 "seconds_sampling": NUM_IMAGES * record["seconds_sampling"] / len(load_samples(path.parent)[1]),
                 "device": record["machine"]["device"],
             }
@@ -75,7 +75,7 @@ def draw_in_steps(
             start = time.perf_counter()
             images[number] = generate(model, num_images, labels, seed)
             seconds = (time.perf_counter() - start) * NUM_IMAGES / num_images
-            rows.append(("diffusion", number, NUM_IMAGES * number, seconds))
+            rows.append(("diffusion", number, NUM_IMAGES * model.evaluations, seconds))
     finally:
         model.sampling_steps = own
     return pd.DataFrame(rows, columns=["model", "steps", "evaluations", "seconds_sampling"]), images

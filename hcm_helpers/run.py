@@ -51,6 +51,7 @@ STEPS: dict[str, str | None] = {
 PROTOCOL = {"batch_size": 32, "learning_rate": 2e-4, "betas": [0.5, 0.999]}  # the paper's section 2.3.2
 MANY = {"num_samples": 3000}  # ten for each HCM slice in notebook 09; notebook 08 compares the first 1,000
 PAPER = PROTOCOL | MANY | {"epochs": 100, "patience": 20, "validate_every": 1, "ema_decay": 0.999}
+ANCESTRAL = {"recipe": "epsilon", "schedule": "linear", "sampler": "ancestral", "sampling_steps": 1000}
 NETWORKS = {"encoder_epochs": 60, "segmenter_epochs": 60, "steps_compared": [5, 10, 30, 100], "num_compared": 200}
 TRIAL = {"patients": [2, 5, 10, 0], "factors": [1, 3, 10], "seeds": 5, "steps": 400, "width": 32, "learning_rate": 1e-3}
 GAN_64 = {"epochs": 220, "learning_rate": 2e-4, "width": 32, "validate_every": 10, "ema_decay": 0.995}
@@ -64,14 +65,14 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "dcgan": GAN_64,
         "acgan": GAN_64 | {"epochs": 80, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
-        "diffusion": {"epochs": 130, "learning_rate": 5e-4, "ema_decay": 0.998, "sampling_steps": 30},
+        "diffusion": {"epochs": 26, "dropout": 0.1, "ema_decay": [0.995, 0.998], "sampling_steps": 20},
         "evaluation": {"encoder_epochs": 30, "segmenter_epochs": 24, "steps_compared": [5, 10, 30]},
         "augmentation": {"seeds": 3, "steps": 200, "width": 16, "learning_rate": 1e-3},
     },
     "paper": {  # the paper's protocol at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
         **dict.fromkeys(("vae", "gan", "dcgan", "acgan", "infogan"), PAPER),
-        "diffusion": PAPER | {"epochs": 115, "prediction": "epsilon", "schedule": "linear"},
+        "diffusion": PAPER | ANCESTRAL | {"epochs": 115, "conditional": False, "augment": 0.0},
         "evaluation": NETWORKS,
         "augmentation": TRIAL,
     },
@@ -82,15 +83,8 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         **dict.fromkeys(("dcgan", "infogan"), GAN_128),
         "acgan": GAN_128 | {"epochs": 300},
         "diffusion": MANY
-        | {
-            "epochs": 2000,
-            "batch_size": 32,
-            "learning_rate": 3e-4,
-            "width": 96,
-            "dropout": 0.1,
-            "ema_decay": 0.9995,
-            "sampling_steps": 100,
-        },
+        | {"epochs": 400, "batch_size": 32, "learning_rate": 3e-4, "width": 96, "dropout": 0.1}
+        | {"validate_every": 10, "ema_decay": [0.999, 0.9995, 0.9998], "sampling_steps": 30},
         "evaluation": NETWORKS,
         "augmentation": TRIAL,
     },

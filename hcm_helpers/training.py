@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +43,8 @@ def fit(
     betas: tuple[float, float] = (0.5, 0.999),
     patience: int = 20,
     validate_every: int = 1,
-    ema_decay: float = 0.999,
+    ema_decay: float | Sequence[float] = 0.999,
+    num_snapshots: int = 0,
     seed: int = 0,
     resume: bool = False,
 ) -> pd.DataFrame:
@@ -55,18 +57,22 @@ def fit(
     Args:
         model: offers `optimizers(learning_rate, betas)`, `train_step(batch, optimizers, fabric)` and `sample`.
         train, validation: slices of the training and of the validation patients.
-        folder: gets weights.safetensors (best), history.csv and checkpoint/last.pt.
+        folder: gets weights.safetensors (best), history.csv, checkpoint/last.pt and, if asked for, snapshots.npz.
         epochs: at most so many passes over the training slices.
         batch_size: images in a step; what does not fill a batch waits for the next epoch's shuffle.
         learning_rate, betas: of Adam.
         patience: stop after so many epochs without a better validation; 0 never stops early.
         validate_every: epochs from one validation, and checkpoint, to the next.
-        ema_decay: of the exponential moving average of the weights, an average over 1/(1 − decay) steps.
+        ema_decay: of the exponential moving average of the weights, an average over 1/(1 − decay) steps. Of several,
+            each validation takes the one that does best.
+        num_snapshots: so many times, evenly through training, eight images are drawn from the average with the same
+            noise (`load_snapshots`).
         seed: of the shuffling and of the noise in training.
         resume: go on from checkpoint/last.pt if it is there.
 
     Returns:
-        One row an epoch: epoch, seconds since the start, one column a loss, validation (NaN where not measured).
+        One row an epoch: epoch, seconds since the start, one column a loss, validation (NaN where not measured), and
+        with several averages ema_decay, the one that was best.
 
     Raises:
         DataError: a batch of one image or larger than the training set, or a loss that is not finite.
@@ -86,7 +92,7 @@ def fit(
 
     fabric = make_fabric()
     model = fabric.to_device(model).to(memory_format=torch.channels_last)
-    ema = deepcopy(model).eval()
+    averages = {decay: deepcopy(model).eval() for decay in np.atleast_1d(ema_decay).tolist()}
     optimizers = model.optimizers(learning_rate, betas)
     wrapped, *prepared = fabric.setup(model, *optimizers.values())
     wrapped.mark_forward_method("train_step")
@@ -97,16 +103,20 @@ def fit(
         images, labels = fabric.to_device(images), fabric.to_device(labels)
 
     history: list[dict[str, float]] = []
+    snapshots: dict[int, Tensor] = {}
     best, best_epoch, steps, elapsed = math.inf, 0, 0, 0.0
     torch.manual_seed(seed)
     if resume and last.exists():
         state = torch.load(last, weights_only=True)
         model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
+        for average, weights in zip(averages.values(), state["averages"], strict=True):
+            average.load_state_dict(weights)
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         history, best, best_epoch, steps = (state[k] for k in ("history", "best", "best_epoch", "steps"))
         elapsed = history[-1]["seconds"]
+        if num_snapshots and (folder / "snapshots.npz").is_file():
+            snapshots = {epoch: x for epoch, x in load_snapshots(folder).items() if epoch <= len(history)}
         torch.set_rng_state(state["rng"])
         if patience and len(history) - best_epoch >= patience:
             epochs = len(history)  # it had ended early
@@ -115,24 +125,32 @@ def fit(
     progress = Progress(epochs, first=len(history), name=type(model).__name__)
     for epoch in range(len(history) + 1, epochs + 1):
         model.train()
-        totals: dict[str, Tensor] = {}
+        losses: dict[str, list[Tensor]] = {}
         order = torch.randperm(len(images)).to(images.device)
         batches = order[: len(order) // batch_size * batch_size].split(batch_size)
         for indices in batches:
             x = fabric.to_device(images[indices]).contiguous(memory_format=torch.channels_last)
-            losses = wrapped.train_step(Batch(x, fabric.to_device(labels[indices])), optimizers, fabric)
+            found = wrapped.train_step(Batch(x, fabric.to_device(labels[indices])), optimizers, fabric)
             steps += 1
-            # The average starts short, or the first random weights would stay in it for a thousand steps.
-            update_average(ema, model, min(ema_decay, (1 + steps) / (10 + steps)))
-            for name, loss in losses.items():
-                totals[name] = totals.get(name, 0) + loss.detach()
-        row = {name: (total / len(batches)).item() for name, total in totals.items()}
+            # An average starts short, or the first random weights would stay in it for a thousand steps.
+            for decay, average in averages.items():
+                update_average(average, model, min(decay, (1 + steps) / (10 + steps)))
+            for name, loss in found.items():
+                losses.setdefault(name, []).append(loss.detach())
+        by_step = {name: torch.stack(values).float().cpu() for name, values in losses.items()}
+        row = {name: values.mean().item() for name, values in by_step.items()}
         looked = epoch % validate_every == 0 or epoch == epochs
         if looked:
-            row["validation"] = validate(ema, validation, fabric, batch_size)
+            by_decay = {decay: validate(average, validation, fabric, batch_size) for decay, average in averages.items()}
+            chosen = min(by_decay, key=by_decay.get)
+            row["validation"] = by_decay[chosen]
+            if len(averages) > 1:
+                row["ema_decay"] = chosen
         if not all(math.isfinite(value) for value in row.values()):
+            good = torch.stack([values.isfinite() for values in by_step.values()]).all(dim=0).tolist()
+            place = "in validation" if all(good) else f"at step {steps - len(good) + good.index(False) + 1}"
             raise DataError(
-                f"{type(model).__name__}: the loss is not finite in epoch {epoch} ({row}); lower "
+                f"{type(model).__name__}: the loss is not finite {place}, in epoch {epoch} ({row}); lower "
                 f"learning_rate={learning_rate}; the best weights of earlier epochs, if any, are in {folder}"
             )
         row = {"epoch": epoch, "seconds": time.perf_counter() - start, **row}
@@ -140,10 +158,10 @@ def fit(
         if looked:
             if row["validation"] < best:
                 best, best_epoch = row["validation"], epoch
-                save_weights(ema, folder)
+                save_weights(averages[chosen], folder)
             state = {
                 "model": model.state_dict(),
-                "ema": ema.state_dict(),
+                "averages": [average.state_dict() for average in averages.values()],
                 "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
                 "history": history,
                 "best": best,
@@ -153,6 +171,11 @@ def fit(
             }
             write_whole(last, lambda path, state=state: torch.save(state, path))
             write_history(history, folder)
+        if num_snapshots and epoch * num_snapshots // epochs > (epoch - 1) * num_snapshots // epochs:
+            with fabric.autocast():
+                drawn = next(iter(averages.values())).sample(8, generator=torch.Generator().manual_seed(seed))
+            snapshots[epoch] = drawn.float().cpu()
+            save_snapshots(snapshots, folder)
         progress.update(row)
         if looked and patience and epoch - best_epoch >= patience:
             break
@@ -287,6 +310,29 @@ def load_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
         raise DataError(f"{path} is missing: run the notebook of this model first")
     with np.load(path, allow_pickle=False) as arrays:
         return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+
+
+def save_snapshots(snapshots: dict[int, Tensor], folder: str | Path) -> None:
+    """Images drawn through training, epoch → (n, 1, H, W) in [−1, 1], to folder/snapshots.npz."""
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, epochs=np.array(list(snapshots)), images=torch.stack(list(snapshots.values())).numpy())
+
+    write_whole(Path(folder) / "snapshots.npz", write)
+
+
+def load_snapshots(folder: str | Path) -> dict[int, Tensor]:
+    """What `save_snapshots` wrote.
+
+    Raises:
+        DataError: no snapshots there.
+    """
+    path = Path(folder) / "snapshots.npz"
+    if not path.is_file():
+        raise DataError(f"{path} is missing: train this model with num_snapshots above 0")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(zip(arrays["epochs"].tolist(), torch.from_numpy(arrays["images"]), strict=True))
 
 
 def write_history(history: list[dict[str, float]], folder: Path) -> None:

@@ -18,7 +18,7 @@ def write_model(run, name, images=250, **changes):
 
 
 def test_costs_are_those_of_a_thousand_images(tmp_path):
-    write_model(tmp_path, "diffusion", images=40, parameters={"sampling_steps": 20})
+    write_model(tmp_path, "diffusion", images=40, evaluations=20)
     write_model(tmp_path, "vae")
     (tmp_path / "slices").mkdir()
     table = cost_table(tmp_path).set_index("model")
@@ -81,7 +81,7 @@ def test_time_is_scaled_from_the_images_drawn_to_a_thousand(monkeypatch):
 
 
 def test_more_steps_than_the_chain_has_are_refused_and_the_models_own_stay():
-    model = Diffusion(32, width=8, num_steps=20, sampling_steps=5)
+    model = Diffusion(32, width=8, num_steps=20, sampler="ddim", sampling_steps=5)
     with pytest.raises(DataError, match="sampling_steps=21"):
         draw_in_steps(model, [21], num_images=1)
     assert model.sampling_steps == 5

@@ -1,4 +1,4 @@
-"""The diffusion chain on Gaussian data, whose best denoiser and so every sample is known in closed form."""
+"""The diffusion model: its chain, its denoiser under both recipes, its conditions and its network."""
 
 import math
 
@@ -8,17 +8,17 @@ import torch
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.models.diffusion import (
+    Conditions,
     Diffusion,
     UNet,
-    ancestral,
-    ddim,
+    as_targets,
     noise_schedule,
     sinusoids,
     timesteps,
 )
 from hcm_helpers.models.layers import Batch
-
-MEAN, STD = 0.2, 0.15  # 5 standard deviations lie within [−1, 1], so that the clamp of x̂_0 never acts
+from hcm_helpers.models.samplers import SAMPLERS
+from hcm_helpers.training import make_fabric
 
 
 @pytest.fixture
@@ -29,17 +29,6 @@ def generator() -> torch.Generator:
 def alpha_bars(schedule: str = "linear", num_steps: int = 1000) -> torch.Tensor:
     """ᾱ₀ … ᾱ_T from the definition, ᾱ_t = Π (1 − β_s), in double precision."""
     return torch.tensor([1.0, *np.cumprod(1 - noise_schedule(schedule, num_steps).numpy())], dtype=torch.float64)
-
-
-def gaussian_denoiser(alpha_bar: torch.Tensor, mean: float = MEAN, std: float = STD):
-    """x̂_0 from the best ε-prediction: E[ε | x_t] for pixels from N(mean, std²), both jointly normal."""
-
-    def denoise(x: torch.Tensor, t: int) -> torch.Tensor:
-        signal, noise = alpha_bar[t].sqrt(), (1 - alpha_bar[t]).sqrt()
-        epsilon = noise * (x - signal * mean) / (signal**2 * std**2 + noise**2)
-        return ((x - noise * epsilon) / signal).clamp(-1, 1)
-
-    return denoise
 
 
 # --- the chain forwards
@@ -77,7 +66,7 @@ def test_the_chain_ends_in_noise(schedule):
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_one_stride_is_as_many_small_steps(schedule, generator):
-    model = Diffusion(32, width=8, num_steps=100, schedule=schedule, sampling_steps=10)
+    model = Diffusion(32, width=8, num_steps=100, schedule=schedule)
     beta = noise_schedule(schedule, 100).float()
     x_0, t = 0.6, 40
     small = torch.full((400, 1, 32, 32), x_0)
@@ -104,10 +93,10 @@ def test_diffuse_keeps_the_image_at_0_and_each_image_has_its_own_time(generator)
 def test_unknown_names_are_refused():
     with pytest.raises(DataError, match="schedule='quadratic'"):
         Diffusion(32, width=8, schedule="quadratic")
-    with pytest.raises(DataError, match=r"sampler='heun'.*ancestral, ddim"):
-        Diffusion(32, width=8, sampler="heun")
-    with pytest.raises(DataError, match=r"prediction='x_0'.*'epsilon' or 'v'"):
-        Diffusion(32, width=8, prediction="x_0")
+    with pytest.raises(DataError, match=r"sampler='leap'.*ancestral, ddim"):
+        Diffusion(32, width=8, sampler="leap")
+    with pytest.raises(DataError, match=r"recipe='v'.*'epsilon' or 'edm'"):
+        Diffusion(32, width=8, recipe="v")
 
 
 @pytest.mark.parametrize("width", [0, 20])
@@ -135,118 +124,107 @@ def test_timesteps_refuse_what_the_chain_has_not(steps):
     with pytest.raises(DataError, match=f"sampling_steps={steps}.*1 to 1000"):
         timesteps(1000, steps)
     with pytest.raises(DataError, match=f"sampling_steps={steps}"):
-        Diffusion(32, width=8, sampling_steps=steps)
+        Diffusion(32, width=8, sampler="ancestral", sampling_steps=steps)
+    with pytest.raises(DataError, match="sampling_steps=0"):
+        Diffusion(32, width=8, sampling_steps=0)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_ancestral_sampling_with_the_best_denoiser_returns_the_data(schedule, generator):
-    alpha_bar = alpha_bars(schedule)
-    x = torch.randn(10_000, generator=generator, dtype=torch.float64)
-    x = ancestral(gaussian_denoiser(alpha_bar), x, alpha_bar, timesteps(1000, 1000), generator)
-    # The standard errors are STD/100 = 0.0015 and 0.0011. A chain of 1000 steps, whose variance β̃ is the
-    # smaller of the two in Ho et al., is short of spread by 0.0019 (cosine) or 0.0037 (linear).
-    assert x.mean().item() == pytest.approx(MEAN, abs=0.005)
-    assert x.std().item() == pytest.approx(STD, abs=0.007)
-    quantiles = torch.quantile(x, torch.tensor([0.1587, 0.8413], dtype=torch.float64))
-    np.testing.assert_allclose(quantiles, [MEAN - STD, MEAN + STD], atol=0.012)
+# --- the denoiser
 
 
-def test_ancestral_sampling_forgets_where_it_began(generator):
-    alpha_bar = alpha_bars("linear")
-    x = torch.full((10_000,), 3.0, dtype=torch.float64)  # x_T far from N(0, 1): ᾱ_T says how little is kept of it
-    x = ancestral(gaussian_denoiser(alpha_bar), x, alpha_bar, timesteps(1000, 250), generator)
-    assert x.mean().item() == pytest.approx(MEAN, abs=0.01)
+RECIPES = ("epsilon", "edm")
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_ddim_carries_each_noise_to_its_quantile(schedule):
-    alpha_bar = alpha_bars(schedule)
-    x_T = torch.linspace(-3, 3, 13, dtype=torch.float64)
-    x_0 = ddim(gaussian_denoiser(alpha_bar), x_T, alpha_bar, timesteps(1000, 1000))
-    # the probability flow of a Gaussian is the straight map between the two (Song et al. 2021, 2011.13456)
-    np.testing.assert_allclose(x_0, MEAN + STD * x_T, atol=0.01)
-
-
-def test_ddim_converges_as_its_steps_grow():
-    alpha_bar = alpha_bars("cosine")
-    x_T = torch.linspace(-3, 3, 13, dtype=torch.float64)
-    errors = []
-    for steps in (5, 10, 20, 40, 80):
-        x_0 = ddim(gaussian_denoiser(alpha_bar), x_T, alpha_bar, timesteps(1000, steps))
-        errors.append((x_0 - (MEAN + STD * x_T)).abs().max().item())
-    ratios = np.divide(errors[1:], errors[:-1])
-    assert (ratios < 0.65).all()  # a method of first order: half the error with twice the steps
-    assert errors[-1] < 0.03
-
-
-def test_ancestral_is_algorithm_2_of_ho_et_al_for_consecutive_times(generator):
-    T = 30
-    beta = noise_schedule("linear", T)
-    alpha_bar = alpha_bars("linear", T)
-
-    def denoise(x, t):  # any function to [−1, 1]
-        return 0.9 * torch.sin(x + t)
-
-    def epsilon_theta(x, t):  # the same network, when asked for the noise
-        return (x - alpha_bar[t].sqrt() * denoise(x, t)) / (1 - alpha_bar[t]).sqrt()
-
-    x = torch.randn(50, generator=generator, dtype=torch.float64)
-    state = generator.get_state()
-    ours = ancestral(denoise, x, alpha_bar, list(range(T, -1, -1)), generator)
-
-    generator.set_state(state)
-    for t in range(T, 0, -1):
-        beta_t = beta[t - 1].item()
-        alpha_t, bar_t = 1 - beta_t, math.prod(1 - b.item() for b in beta[:t])
-        sigma = math.sqrt((1 - bar_t / alpha_t) / (1 - bar_t) * beta_t)  # σ_t² = β̃_t, the second of their two
-        z = torch.randn(x.shape, generator=generator).double() if t > 1 else 0
-        x = (x - beta_t / math.sqrt(1 - bar_t) * epsilon_theta(x, t)) / math.sqrt(alpha_t) + sigma * z
-    torch.testing.assert_close(ours, x, rtol=1e-6, atol=1e-6)
-
-
-def test_a_stride_of_the_posterior_is_as_many_small_ones(generator):
-    """With x_0 known, a stride from t to s has the mean and the spread of going through all times between."""
-    alpha_bar, x_0 = alpha_bars("cosine"), 0.4
-    known = lambda x, t: torch.full_like(x, x_0)  # noqa: E731
-    x_t = torch.full((20_000,), -0.7, dtype=torch.float64)
-    small = ancestral(known, x_t, alpha_bar, list(range(300, 199, -1)), generator)
-    stride = ancestral(known, x_t, alpha_bar, [300, 200], generator)
-    assert stride.mean().item() == pytest.approx(small.mean().item(), abs=0.01)
-    assert stride.std().item() == pytest.approx(small.std().item(), abs=0.01)
-
-
-@pytest.mark.parametrize("sampler", [ancestral, ddim])
-@pytest.mark.parametrize("steps", [1, 5, 1000])
-def test_the_last_step_leaves_what_the_denoiser_saw(sampler, steps, generator):
-    seen = []
-
-    def denoise(x, t):
-        seen.append(torch.tanh(x + t))
-        return seen[-1]
-
-    x = sampler(denoise, torch.ones(10), alpha_bars("cosine").float(), timesteps(1000, steps), generator)
-    torch.testing.assert_close(x, seen[-1], atol=1e-6, rtol=0)
-    assert len(seen) == steps
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_denoise_finds_the_image_where_the_network_is_right(prediction, generator):
-    model = Diffusion(32, width=8, prediction=prediction)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_denoise_finds_the_image_where_the_network_is_right(recipe, generator):
+    model = Diffusion(32, width=8, recipe=recipe, sigma_data=0.5)
     x_0 = torch.rand(2, 1, 32, 32, generator=generator) * 2 - 1
     epsilon = torch.randn(x_0.shape, generator=generator)
-    for t in (1, 300, 900):
-        a = model.alpha_bar[t]
-        answer = epsilon if prediction == "epsilon" else a.sqrt() * epsilon - (1 - a).sqrt() * x_0
-        model.network.forward = lambda x, t, labels, answer=answer: answer
-        x_t = model.diffuse(x_0, torch.tensor([t, t]), epsilon)
-        torch.testing.assert_close(model.denoise(x_t, t), x_0, atol=1e-4, rtol=0)
+    for sigma in (0.01, 0.7, 20.0):
+        x = x_0 + sigma * epsilon
+        # what F must say, from Karras et al.'s equation 7, with the factors of their table 1
+        total = math.sqrt(sigma**2 + 0.5**2)
+        answer = epsilon if recipe == "epsilon" else (x_0 - 0.5**2 / total**2 * x) / (sigma * 0.5 / total)
+        model.network.forward = lambda x, noise, targets, answer=answer: answer
+        torch.testing.assert_close(model.denoise(x, torch.tensor(sigma)), x_0, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_denoise_stays_in_range(prediction):
-    model = Diffusion(32, width=8, prediction=prediction)
-    model.network.forward = lambda x, t, labels: torch.full_like(x, -5.0)
-    assert torch.equal(model.denoise(torch.full((2, 1, 32, 32), 2.0), 800), torch.ones(2, 1, 32, 32))
+def test_the_network_of_edm_gets_inputs_of_variance_1_at_every_level(generator):
+    model, seen = Diffusion(32, width=8, sigma_data=0.3), []
+    model.network.forward = lambda x, noise, targets: seen.append((x, noise)) or torch.zeros_like(x)
+    x_0 = 0.3 * torch.randn(64, 1, 32, 32, generator=generator)
+    for sigma in (0.05, 0.3, 10.0):
+        model.denoise(x_0 + sigma * torch.randn(x_0.shape, generator=generator), torch.tensor(sigma))
+        assert seen[-1][0].std().item() == pytest.approx(1, abs=0.02)
+        assert seen[-1][1][0].item() == pytest.approx(250 * math.log(sigma))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_epsilon_is_asked_at_the_time_of_the_level(schedule, generator):
+    model, seen = Diffusion(32, width=8, recipe="epsilon", schedule=schedule), []
+    model.network.forward = lambda x, t, targets: seen.append((x, t)) or torch.zeros_like(x)
+    x_0, epsilon = torch.rand(2, 1, 32, 32, generator=generator), torch.randn(2, 1, 32, 32, generator=generator)
+    for t in (1, 2, 300, 900):
+        x = x_0 + model.sigmas[t - 1] * epsilon
+        model.denoise(x, model.sigmas[t - 1])
+        torch.testing.assert_close(seen[-1][1], torch.full((2,), float(t)), atol=0.01, rtol=0)
+        torch.testing.assert_close(seen[-1][0], model.diffuse(x_0, torch.tensor([t, t]), epsilon), atol=1e-4, rtol=1e-4)
+    between = (model.sigmas[299] * model.sigmas[300]).sqrt()
+    assert model.time_of(between[None]).item() == pytest.approx(300.5, abs=0.01)
+    assert model.time_of(torch.tensor([1e-6, 1e6])).tolist() == pytest.approx([1, 1000])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_denoise_stays_in_range(recipe):
+    model = Diffusion(32, width=8, recipe=recipe)
+    model.network.forward = lambda x, noise, targets: torch.full_like(x, -5.0 if recipe == "epsilon" else 5.0)
+    assert torch.equal(model.denoise(torch.full((2, 1, 32, 32), 2.0), torch.tensor(9.0)), torch.ones(2, 1, 32, 32))
+
+
+def test_guidance_goes_on_beyond_the_conditions(generator):
+    """Equation 6 of Ho & Salimans: w times the way from the untold guess to the told one."""
+    model = awake(Diffusion(32, width=8, num_classes=5))
+    x, sigma = torch.randn(2, 1, 32, 32, generator=generator), torch.tensor(0.5)
+    targets, nothing = torch.tensor([[3.0, 0.0, 0.2], [1.0, 1.0, 0.9]]), torch.full((2, 3), -1.0)
+    with torch.no_grad():
+        told, untold = (model._denoise(x, sigma, which) for which in (targets, nothing))
+        for weight in (0.0, 1.0, 2.5):
+            model.guidance = weight
+            expected = (untold + weight * (told - untold)).clamp(-1, 1)
+            torch.testing.assert_close(model.denoise(x, sigma, targets), expected, atol=1e-5, rtol=0)
+    assert (told - untold).abs().max() > 1e-3
+
+
+# --- levels
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_levels_fall_from_noise_to_0_in_as_many_steps_as_asked_for(sampler):
+    model = Diffusion(32, width=8, sampler=sampler, sampling_steps=12)
+    levels = model.levels()
+    assert len(levels) == 13
+    assert (levels.diff() < 0).all()
+    assert 50 < levels[0] <= 200
+    assert levels[-1] == 0
+    calls = []
+    model.network.register_forward_hook(lambda *_: calls.append(1))
+    model.sample(1)
+    assert len(calls) == model.evaluations
+
+
+def test_guidance_costs_two_evaluations():
+    model = Diffusion(32, width=8, num_classes=5, sampler="heun", sampling_steps=4)
+    assert model.evaluations == 7
+    model.guidance = 1.5
+    assert model.evaluations == 14
+
+
+def test_levels_of_the_chain_are_those_of_its_times():
+    model = Diffusion(32, width=8, sampler="ddim", schedule="linear", sampling_steps=4)
+    alpha_bar = alpha_bars("linear")[[1000, 750, 500, 250]]
+    torch.testing.assert_close(
+        model.levels()[:-1], ((1 - alpha_bar) / alpha_bar).sqrt().clamp(max=200), rtol=1e-5, atol=0
+    )
 
 
 # --- the network
@@ -277,16 +255,26 @@ def awake(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def test_time_and_group_change_what_the_network_says():
+def test_noise_conditions_and_amounts_change_what_the_network_says():
     network = awake(UNet(32, width=8, num_classes=5))
     x = torch.randn(1, 1, 32, 32)
 
-    def out(t: int, label: int) -> torch.Tensor:
-        return network(x, torch.tensor([t]), torch.tensor([label]))
+    def out(noise=10.0, group=3.0, phase=1.0, position=0.5, amount=0.0) -> torch.Tensor:
+        return network(x, torch.tensor([noise]), torch.tensor([[group, phase, position]]), torch.full((1, 5), amount))
 
-    assert torch.equal(out(10, 3), out(10, 3))
-    assert (out(10, 3) - out(11, 3)).abs().max() > 1e-4
-    assert (out(10, 3) - out(10, 0)).abs().max() > 1e-3
+    assert torch.equal(out(), out())
+    changes = ({"noise": 11.0}, {"group": 0.0}, {"phase": 0.0}, {"position": 0.6}, {"amount": 0.5})
+    for change in changes:
+        assert (out(**change) - out()).abs().max() > 1e-4, change
+
+
+def test_what_is_not_known_adds_nothing():
+    conditions = Conditions(5, 16)
+    nothing, everything = torch.full((1, 3), -1.0), torch.tensor([[2.0, 1.0, 0.25]])
+    assert not conditions(nothing).any()
+    alone = [torch.where(torch.arange(3) == i, everything, nothing) for i in range(3)]
+    torch.testing.assert_close(sum(conditions(part) for part in alone), conditions(everything))
+    assert all(conditions(part).any() for part in alone)
 
 
 def test_sinusoids_of_a_time():
@@ -297,40 +285,75 @@ def test_sinusoids_of_a_time():
 # --- the model
 
 
-@pytest.mark.parametrize(("prediction", "schedule"), [("epsilon", "linear"), ("epsilon", "cosine"), ("v", "linear")])
-def test_the_first_loss_is_that_of_predicting_nothing(prediction, schedule, generator):
-    model = Diffusion(32, width=8, prediction=prediction, schedule=schedule).eval()
-    labels = torch.zeros(64, dtype=torch.long)
-    zero = model.validation_loss(Batch(torch.zeros(64, 1, 32, 32), labels), generator).item()
-    grey = model.validation_loss(Batch(torch.full((64, 1, 32, 32), -0.5), labels), generator).item()
-    kept = model.alpha_bar[1:].mean().item()
-    if prediction == "epsilon":  # E ε² = 1 whatever the image
-        assert zero == pytest.approx(1, abs=0.02)
-        assert grey == pytest.approx(1, abs=0.02)
-    else:  # E v² = ᾱ_t + (1 − ᾱ_t) x², t uniform; over 64 times its standard error is below 0.05
-        assert zero == pytest.approx(kept, abs=0.12)
-        assert grey == pytest.approx(kept + (1 - kept) * 0.25, abs=0.12)
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_first_loss_of_epsilon_is_1_whatever_the_image(schedule, generator):
+    model = Diffusion(32, width=8, recipe="epsilon", schedule=schedule).eval()
+    for grey in (0.0, -0.5):
+        batch = Batch(torch.full((64, 1, 32, 32), grey), torch.zeros(64, dtype=torch.long))
+        assert model.validation_loss(batch, generator).item() == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
-def test_a_network_that_is_right_has_loss_0(prediction):
-    model = Diffusion(32, width=8, prediction=prediction)
+def test_the_first_loss_of_edm_is_1_for_images_of_sigma_data(generator):
+    """The target (x_0 − c_skip x) / c_out has variance 1 at every level, and the untrained network says 0."""
+    model = Diffusion(32, width=8, sigma_data=0.3).eval()
+    batch = Batch(0.3 * torch.randn(64, 1, 32, 32, generator=generator), torch.zeros(64, dtype=torch.long))
+    assert model.validation_loss(batch, generator).item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_network_that_is_right_has_loss_0(recipe):
+    model = Diffusion(32, width=8, recipe=recipe, sigma_data=0.5)
     x_0 = torch.full((16, 1, 32, 32), 0.3)
 
-    def right(x_t, t, labels):
-        a = model.alpha_bar[t][:, None, None, None]
-        epsilon = (x_t - a.sqrt() * x_0) / (1 - a).sqrt()
-        return epsilon if prediction == "epsilon" else (a.sqrt() * x_t - x_0) / (1 - a).sqrt()
+    def right(x, noise, targets, amounts):
+        if recipe == "epsilon":
+            a = model.alpha_bar[noise][:, None, None, None]
+            return (x - a.sqrt() * x_0) / (1 - a).sqrt()
+        sigma = (noise / 250).exp()[:, None, None, None]
+        total = (sigma**2 + 0.5**2).sqrt()  # x is the noisy image divided by it
+        return (x_0 - 0.5**2 / total * x) / (sigma * 0.5 / total)
 
     model.network.forward = right
     loss = model.loss(Batch(x_0, torch.zeros(16, dtype=torch.long)), torch.Generator().manual_seed(0))
-    assert loss.item() == pytest.approx(0, abs=1e-5)
+    assert loss.item() == pytest.approx(0, abs=1e-4)
+
+
+def trained_on(model: Diffusion, batch: Batch) -> list[tuple]:
+    """What the network is given in 20 training steps."""
+    seen = []
+    model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
+    fabric = make_fabric()
+    optimizers = {"diffusion": fabric.setup_optimizers(*model.optimizers(1e-4, (0.9, 0.999)).values())}
+    for _ in range(20):
+        model.train_step(batch, optimizers, fabric)
+    return seen
+
+
+def test_each_condition_is_withheld_as_often_as_asked_for():
+    torch.manual_seed(0)
+    model = Diffusion(32, width=8, num_classes=5, drop_conditions=0.25)
+    targets = torch.tensor([[3.0, 1.0, 0.5]]).expand(64, 3)
+    seen = torch.cat([inputs[2] for inputs in trained_on(model, Batch(torch.zeros(64, 1, 32, 32), targets))])
+    withheld = seen == -1
+    # 1,280 draws, standard error 0.014: each alone or all together, 1 − 0.75²; all three by the second, or by chance
+    np.testing.assert_allclose(withheld.float().mean(0), 1 - 0.75**2, atol=0.05)
+    assert withheld.all(dim=1).float().mean().item() == pytest.approx(0.25 + 0.75 * 0.25**3, abs=0.05)
+    assert torch.equal(seen[~withheld], targets.repeat(20, 1)[~withheld])
+
+
+def test_the_network_is_told_what_was_done_to_an_image():
+    torch.manual_seed(0)
+    model = Diffusion(32, width=8, augment=0.4)
+    seen = trained_on(model, Batch(torch.zeros(64, 1, 32, 32), torch.zeros(64)))
+    moved = torch.cat([inputs[3] for inputs in seen]).any(dim=1)
+    assert moved.float().mean().item() == pytest.approx(0.4, abs=0.05)
+    plain = trained_on(Diffusion(32, width=8), Batch(torch.zeros(4, 1, 32, 32), torch.zeros(4)))
+    assert all(inputs[3] is None for inputs in plain)
 
 
 def test_the_same_seed_gives_the_same_samples_in_range():
     model = awake(Diffusion(32, width=8, sampling_steps=4))
-    for sampler in ("ancestral", "ddim"):
-        model.sampler = sampler
+    for model.sampler in SAMPLERS:
         images, again, others = (model.sample(3, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
         assert images.shape == (3, 1, 32, 32)
         assert images.abs().max() <= 1
@@ -347,6 +370,24 @@ def test_a_conditional_model_draws_the_group_it_is_told_and_hcm_by_default():
     hcm = torch.full((2,), GROUPS.index("HCM"))
     assert torch.equal(draw(None), draw(hcm))
     assert not torch.equal(draw(None), draw(torch.zeros(2, dtype=torch.long)))
+    targets = model.targets(2, hcm, torch.Generator().manual_seed(0))
+    assert targets[:, 0].tolist() == [3, 3]
+    assert ((targets[:, 2] >= 0) & (targets[:, 2] <= 1)).all()
+    chosen = torch.tensor([[3.0, 0.0, 0.1], [-1.0, 1.0, -1.0]])
+    assert torch.equal(model.targets(2, chosen), chosen)
+    many = model.targets(4000, torch.zeros(4000), torch.Generator().manual_seed(0))
+    assert many[:, 1].mean().item() == pytest.approx(0.5, abs=0.04)
+    assert many[:, 2].mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("labels", [[5, 0], [-2, 0], [0]])
+def test_labels_outside_the_groups_are_refused(labels):
+    with pytest.raises(DataError, match="labels must be 2 numbers from 0 to 4"):
+        Diffusion(32, width=8, num_classes=5).sample(2, torch.tensor(labels))
+
+
+def test_groups_alone_are_targets_of_unknown_phase_and_position():
+    assert as_targets(torch.tensor([3, 0])).tolist() == [[3, -1, -1], [0, -1, -1]]
 
 
 def test_an_unconditional_model_does_not_look_at_labels(generator):

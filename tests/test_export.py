@@ -27,7 +27,8 @@ PARAMETERS = {
     | {"num_categories": 3, "num_continuous": 2, "mutual_information_weight": 1.0}
     | {"label_smoothing": 0.1, "augment": True},
     "diffusion": SIZE
-    | {"num_steps": 10, "schedule": "cosine", "prediction": "v", "dropout": 0.0, "num_classes": 0}
+    | {"recipe": "edm", "num_steps": 10, "schedule": "cosine", "sigma_data": 0.5, "P_mean": -0.8, "P_std": 1.2}
+    | {"dropout": 0.0, "augment": 0.0, "num_classes": 0, "drop_conditions": 0.1, "guidance": 1.0}
     | {"sampler": "ddim", "sampling_steps": 1},
 }
 

@@ -20,6 +20,7 @@ from hcm_helpers.training import (
     fit,
     generate,
     load_samples,
+    load_snapshots,
     load_weights,
     save_samples,
     save_weights,
@@ -181,14 +182,52 @@ def test_a_batch_larger_than_the_training_set_is_refused(tmp_path):
 @pytest.mark.parametrize(("poison_at", "epoch"), [(1, 1), (6, 3)])
 def test_a_loss_that_is_not_finite_stops_with_the_epoch_named(tmp_path, poison_at, epoch):
     model = Scripted((2.0, 1.0, 1.0), poison_at=poison_at)
-    with pytest.raises(DataError, match=rf"Scripted: the loss is not finite in epoch {epoch} .*learning_rate"):
+    with pytest.raises(
+        DataError, match=rf"Scripted: the loss is not finite at step {poison_at}, in epoch {epoch} .*learning_rate"
+    ):
         train(model, tmp_path)
     assert (tmp_path / "weights.safetensors").exists() == (epoch > 1)
 
 
 def test_a_validation_that_is_not_finite_stops_with_the_epoch_named(tmp_path):
-    with pytest.raises(DataError, match="not finite in epoch 2"):
+    with pytest.raises(DataError, match="not finite in validation, in epoch 2"):
         train(Scripted((2.0, math.nan, 1.0)), tmp_path)
+
+
+class Near(Counter):
+    """Does best where its averaged weight is nearest to 5."""
+
+    def validation_loss(self, batch, generator=None):
+        return (self.count - 5).abs()
+
+
+def test_of_several_averages_the_best_is_kept_at_each_look(tmp_path):
+    """Without memory the average is the count, 2, 4, …; with a long one it lags behind, and is the nearer one later."""
+    model = Near()
+    history = train(model, tmp_path, epochs=6, ema_decay=[0.0, 0.8])
+    lagging, expected = 0.0, []
+    for step in range(1, 13):
+        decay = min(0.8, (1 + step) / (10 + step))
+        lagging = decay * lagging + (1 - decay) * step
+        if step % 2 == 0:
+            expected.append(min((abs(step - 5), 0.0), (abs(lagging - 5), 0.8)))
+    assert history["validation"].tolist() == pytest.approx([value for value, _ in expected], rel=1e-5)
+    assert history["ema_decay"].tolist() == [decay for _, decay in expected]
+    assert {0.0, 0.8} == set(history["ema_decay"])
+    assert abs(model.count.item() - 5) == pytest.approx(min(expected)[0], rel=1e-5)  # the best of all is loaded
+
+
+def test_snapshots_are_drawn_evenly_through_training_and_survive_a_resume(tmp_path):
+    train(Scripted((1.0,) * 10), tmp_path, epochs=5, num_snapshots=5)
+    model = Scripted((1.0,) * 10)
+    train(model, tmp_path, epochs=10, num_snapshots=5, resume=True)
+    assert all(torch.isin(batch.images, slices(8).images).all() for batch in model.seen), "drawn images are no data"
+    snapshots = load_snapshots(tmp_path)
+    assert list(snapshots) == [1, 2, 3, 4, 5, 6, 8, 10]  # five in five epochs, then every second
+    assert all(images.shape == (8, 1, 32, 32) for images in snapshots.values())
+    assert [images.mean().item() for images in snapshots.values()] == [2, 4, 6, 8, 10, 12, 16, 20]
+    with pytest.raises(DataError, match=r"snapshots\.npz is missing"):
+        load_snapshots(tmp_path / "none")
 
 
 # --- resume
@@ -226,8 +265,8 @@ def test_interrupted_and_resumed_is_as_if_it_had_never_stopped(tmp_path):
         tmp_path / "whole/weights.safetensors"
     ).read_bytes()
     last = [torch.load(tmp_path / name / "checkpoint/last.pt", weights_only=True) for name in ("parts", "whole")]
-    for part in ("model", "ema"):
-        for a, b in zip(last[0][part].values(), last[1][part].values(), strict=True):
+    for ours, theirs in ([state["model"] for state in last], [state["averages"][0] for state in last]):
+        for a, b in zip(ours.values(), theirs.values(), strict=True):
             assert torch.equal(a, b)
 
 

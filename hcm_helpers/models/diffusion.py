@@ -1,7 +1,10 @@
-"""Denoising diffusion (Ho, Jain & Abbeel 2020, arXiv 2006.11239), sampled step by step or in a few strides."""
+"""Denoising diffusion: one U-Net, two trainings, and a denoiser D(x; σ) that any of the `samplers` can follow.
+
+The trainings are the paper's, ε-prediction along a chain of T noisings (Ho, Jain & Abbeel 2020, arXiv 2006.11239), and
+that of Karras et al. 2022, "EDM" (arXiv 2206.00364).
+"""
 
 import math
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.augment import jitter_amounts, move
 from hcm_helpers.models.layers import Batch, adam, check_width, step
+from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
 from hcm_helpers.slices import check_image_size
 
 
@@ -51,8 +56,33 @@ class Attention(nn.Module):
         return x + self.out(h.transpose(1, 2).reshape(x.shape))
 
 
+class Conditions(nn.Module):
+    """Group, phase and position of a slice to a vector; what is not known adds nothing.
+
+    Args:
+        num_classes: how many groups there are.
+        embedding_dim: length of the vector.
+
+    Shapes: targets (B, 3) → (B, embedding_dim). The targets are those of `fidelity.with_targets`: index of the group,
+    0 for end-diastole and 1 for end-systole, position from 0 (base) to 1 (apex); −1 is "not known" in each.
+    """
+
+    def __init__(self, num_classes: int, embedding_dim: int, num_waves: int = 4):
+        super().__init__()
+        self.num_classes, self.num_waves = num_classes, num_waves
+        self.embed = nn.Linear(num_classes + 2 + 1 + num_waves, embedding_dim, bias=False)
+
+    def forward(self, targets: Tensor) -> Tensor:
+        group, phase, position = targets.unbind(dim=1)
+        groups = group[:, None] == torch.arange(self.num_classes, device=targets.device)
+        phases = phase[:, None] == torch.arange(2, device=targets.device)
+        waves = torch.cos(torch.pi * position[:, None] * torch.arange(self.num_waves + 1, device=targets.device))
+        features = torch.cat([groups.float(), phases.float(), waves.float() * (position >= 0)[:, None]], dim=1)
+        return self.embed(features)
+
+
 class UNet(nn.Module):
-    """Noisy image and time to the noise in it.
+    """Noisy image and how noisy it is, to what the training wants to know of it.
 
     The picture is folded by 2 on the way in, four neighbouring pixels becoming four channels, and unfolded on
     the way out, so that no convolution runs at full size: on a CPU that is worth a factor of four.
@@ -60,10 +90,11 @@ class UNet(nn.Module):
     Args:
         image_size: height and width of the image: 32, 64, 128 or 256.
         width: channels at half size; twice as many at each smaller one, down to 8×8, where attention sits.
-        num_classes: groups it can be told to draw; 0 for an unconditional network.
+        num_classes: groups it can be told, with phase and position; 0 for an unconditional network.
         dropout: share of features dropped in training below half size.
 
-    Shapes: x (B, 1, image_size, image_size), t (B,) in 1 … T, labels (B,) or None → (B, 1, image_size, image_size).
+    Shapes: x (B, 1, image_size, image_size), noise (B,) on a scale of about a thousand, targets (B, 3) of `Conditions`
+    or None, amounts (B, 5) of `augment.jitter_amounts` or None → (B, 1, image_size, image_size).
     """
 
     def __init__(self, image_size: int = 64, width: int = 32, num_classes: int = 0, dropout: float = 0.1):
@@ -73,7 +104,8 @@ class UNet(nn.Module):
         embedding_dim = 4 * width
         self.width = width
         self.time = nn.Sequential(nn.Linear(width, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim))
-        self.classes = nn.Embedding(num_classes, embedding_dim) if num_classes else None
+        self.conditions = Conditions(num_classes, embedding_dim) if num_classes else None
+        self.amounts = nn.Linear(5, embedding_dim, bias=False)  # what was done to the image; nothing adds nothing
         self.stem = nn.Conv2d(4, width, 3, padding=1)
 
         self.down, self.shrink, self.up, self.grow = (nn.ModuleList() for _ in range(4))
@@ -90,10 +122,12 @@ class UNet(nn.Module):
         self.attention = Attention(channels[-1])
         self.out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), zeroed(nn.Conv2d(width, 4, 3, padding=1)))
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        embedding = self.time(sinusoids(t, self.width))
-        if self.classes is not None:
-            embedding = embedding + self.classes(labels)
+    def forward(self, x: Tensor, noise: Tensor, targets: Tensor | None = None, amounts: Tensor | None = None) -> Tensor:
+        embedding = self.time(sinusoids(noise, self.width))
+        if self.conditions is not None and targets is not None:
+            embedding = embedding + self.conditions(targets)
+        if amounts is not None:
+            embedding = embedding + self.amounts(amounts)
         embedding = F.silu(embedding)
 
         h = self.stem(F.pixel_unshuffle(x, 2))  # (B, 1, S, S) → (B, 4, S/2, S/2) → (B, width, S/2, S/2)
@@ -148,51 +182,73 @@ def noise_schedule(schedule: str, num_steps: int) -> Tensor:
 
 
 class Diffusion(nn.Module):
-    """A chain that drowns an image in noise (equations 9 and 10) and a network that swims back (11 and 12).
+    """A denoiser D(x; σ) of images with noise of any level on them, and the ways to draw with it.
+
+    - recipe "epsilon": an image drowns in noise along a chain (equations 9 and 10), and the network names the noise
+      (11); D(x; σ) = x − σ ε_θ(x_t, t), where x_t = x / √(1 + σ²) and t is the time whose level is σ.
+    - recipe "edm": D(x; σ) = c_skip x + c_out F(c_in x; ln σ), with factors for which input and target of the network
+      F have variance 1 at every level, so that none is harder for being louder.
 
     Args:
         image_size: height and width of the images: 32, 64, 128 or 256.
         width: channels of the U-Net at half size.
+        recipe: of the training, "epsilon" or "edm".
         num_steps: T, the length of the chain.
-        schedule: "linear" or "cosine", see `noise_schedule`.
-        prediction: what the network names, the noise "epsilon" (Ho et al.) or the velocity
-            "v" = √ᾱ_t ε − √(1 − ᾱ_t) x_0 (Salimans & Ho 2022, arXiv 2202.00512), which weighs the coarse anatomy
-            more and learns it sooner.
+        schedule: of the chain, "linear" or "cosine", see `noise_schedule`.
+        sigma_data: standard deviation of the images' pixels.
+        P_mean, P_std: ln σ of the training images of "edm" is normal with this mean and standard deviation.
         dropout: share of features dropped in training.
-        num_classes: groups it is conditioned on; 0 for none.
-        sampler: "ancestral" (equation 12, Ho et al., algorithm 2) or "ddim" (Song et al. 2020, arXiv 2010.02502).
-        sampling_steps: how many of the T steps `sample` takes.
+        augment: share of the training images that are turned, shifted, scaled and in other tones (`augment.move`); the
+            network is told by how much, and in drawing that nothing was done, so none of it leaks into the images
+            (Karras et al. 2020, arXiv 2006.06676; 2022, appendix F.2).
+        num_classes: groups it is told, together with phase and position (`Conditions`); 0: it is told nothing.
+        drop_conditions: share of training images of which one of the three is withheld, for each, and of which all
+            are; so it can draw without them.
+        guidance: weight w of the conditions in drawing, D_w = D(x; σ) + w (D(x; σ, c) − D(x; σ)); 1 for the plain
+            conditional model, which takes one evaluation instead of two (Ho & Salimans 2022, arXiv 2207.12598).
+        sampler: a name of `samplers.SAMPLERS`; "ancestral" is the paper's equation 12.
+        sampling_steps: levels that `sample` visits.
 
     Raises:
-        DataError: an unknown schedule or sampler, or more sampling steps than the chain has.
+        DataError: an unknown recipe, schedule or sampler, or more steps than the chain has of a sampler on it.
     """
 
     def __init__(
         self,
         image_size: int = 64,
         width: int = 32,
+        recipe: str = "edm",
         num_steps: int = 1000,
         schedule: str = "cosine",
-        prediction: str = "v",
+        sigma_data: float = 0.4,
+        P_mean: float = -0.8,
+        P_std: float = 1.2,
         dropout: float = 0.1,
+        augment: float = 0.0,
         num_classes: int = 0,
-        sampler: str = "ddim",
-        sampling_steps: int = 50,
+        drop_conditions: float = 0.1,
+        guidance: float = 1.0,
+        sampler: str = "dpmpp_2m",
+        sampling_steps: int = 20,
     ):
         super().__init__()
         check_image_size(image_size)
         check_width(width)
         if sampler not in SAMPLERS:
             raise DataError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
-        if prediction not in ("epsilon", "v"):
-            raise DataError(f"prediction={prediction!r}: choose 'epsilon' or 'v'")
+        if recipe not in ("epsilon", "edm"):
+            raise DataError(f"recipe={recipe!r}: choose 'epsilon' or 'edm'")
         self.network = UNet(image_size, width, num_classes, dropout)
         self.image_size, self.num_steps, self.num_classes = image_size, num_steps, num_classes
-        self.prediction, self.sampler, self.sampling_steps = prediction, sampler, sampling_steps
+        self.recipe, self.sigma_data, self.P_mean, self.P_std = recipe, sigma_data, P_mean, P_std
+        self.augment, self.drop_conditions, self.guidance = augment, drop_conditions, guidance
+        self.sampler, self.sampling_steps = sampler, sampling_steps
         alpha_bar = torch.cumprod(1 - noise_schedule(schedule, num_steps), dim=0)
         # ᾱ₀ = 1 in front, so that alpha_bar[t] is ᾱ_t of the equations
         self.register_buffer("alpha_bar", torch.cat([torch.ones(1), alpha_bar]).float(), persistent=False)
-        timesteps(num_steps, sampling_steps)  # refuses too many
+        # σ_1 … σ_T of the chain
+        self.register_buffer("sigmas", ((1 - alpha_bar) / alpha_bar).sqrt().float(), persistent=False)
+        self.levels()  # refuses too many steps
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam: there is no opponent."""
@@ -204,47 +260,134 @@ class Diffusion(nn.Module):
         return alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * epsilon
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """E‖ε − ε_θ(x_t, t)‖² per pixel (Ho et al., equation 14), or the same for v; t uniform on 1 … T."""
-        x, labels = batch.images, batch.labels if self.num_classes else None
-        t = torch.randint(1, self.num_steps + 1, (len(x),), generator=generator).to(x.device)
-        epsilon = torch.randn(x.shape, generator=generator).to(x.device)
-        alpha_bar = self.alpha_bar[t][:, None, None, None]
-        velocity = alpha_bar.sqrt() * epsilon - (1 - alpha_bar).sqrt() * x
-        target = epsilon if self.prediction == "epsilon" else velocity
-        return F.mse_loss(self.network(self.diffuse(x, t, epsilon), t, labels).float(), target)
+        """The mean squared error per pixel of what the network names, for images as they are.
 
-    def denoise(self, x_t: Tensor, t: int, labels: Tensor | None = None) -> Tensor:
-        """x̂_0: the image that the network sees in x_t (B, 1, H, W), kept in [−1, 1]; t in 1 … T, one for the batch."""
-        output = self.network(x_t, torch.full((len(x_t),), t, device=x_t.device), labels).float()
-        alpha_bar = self.alpha_bar[t]
-        if self.prediction == "epsilon":
-            x_0 = (x_t - (1 - alpha_bar).sqrt() * output) / alpha_bar.sqrt()
-        else:
-            x_0 = alpha_bar.sqrt() * x_t - (1 - alpha_bar).sqrt() * output
-        return x_0.clamp(-1, 1)
+        "epsilon": E‖ε − ε_θ(x_t, t)‖², t uniform on 1 … T (Ho et al., equation 14). "edm": E‖F − (x_0 − c_skip x) /
+        c_out‖², which is E[(1/c_out²) ‖D(x; σ) − x_0‖²], ln σ ~ N(P_mean, P_std²) (Karras et al., equation 8).
+        """
+        return self._loss(batch.images, as_targets(batch.labels), None, generator)
+
+    def _loss(self, x: Tensor, targets: Tensor, amounts: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        targets = targets if self.num_classes else None
+        n, epsilon = len(x), torch.randn(x.shape, generator=generator).to(x.device)
+        if self.recipe == "epsilon":
+            t = torch.randint(1, self.num_steps + 1, (n,), generator=generator).to(x.device)
+            return F.mse_loss(self.network(self.diffuse(x, t, epsilon), t, targets, amounts).float(), epsilon)
+        sigma = (self.P_mean + self.P_std * torch.randn(n, generator=generator)).exp().to(x.device)
+        noisy = x + sigma[:, None, None, None] * epsilon
+        c_skip, c_out, c_in = self.preconditioning(sigma)
+        target = (x - c_skip * noisy) / c_out
+        return F.mse_loss(self.network(c_in * noisy, 250 * sigma.log(), targets, amounts).float(), target)
+
+    def preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c_skip, c_out and c_in at σ (B,), each (B, 1, 1, 1) (Karras et al. 2022, table 1)."""
+        sigma, square = sigma[:, None, None, None], sigma[:, None, None, None] ** 2 + self.sigma_data**2
+        return self.sigma_data**2 / square, sigma * self.sigma_data / square.sqrt(), 1 / square.sqrt()
+
+    def denoise(self, x: Tensor, sigma: Tensor, targets: Tensor | None = None) -> Tensor:
+        """D(x; σ), the network's guess of x_0 in x = x_0 + σ ε, kept in [−1, 1]; with guidance where it has a weight.
+
+        Shapes: x (B, 1, H, W), sigma () or (B,), targets (B, 3) of `Conditions` or None → (B, 1, H, W).
+        """
+        if targets is None or not self.num_classes or self.guidance == 1:
+            return self._denoise(x, sigma, targets).clamp(-1, 1)
+        told, untold = self._denoise(x.repeat(2, 1, 1, 1), sigma.expand(len(x)).repeat(2), _both(targets)).chunk(2)
+        return (untold + self.guidance * (told - untold)).clamp(-1, 1)
+
+    def _denoise(self, x: Tensor, sigma: Tensor, targets: Tensor | None) -> Tensor:
+        sigma = torch.as_tensor(sigma, device=x.device).expand(len(x)).float()
+        targets = targets if self.num_classes else None
+        if self.recipe == "epsilon":
+            x_t = x / (1 + sigma**2).sqrt()[:, None, None, None]
+            return x - sigma[:, None, None, None] * self.network(x_t, self.time_of(sigma), targets).float()
+        c_skip, c_out, c_in = self.preconditioning(sigma)
+        return c_skip * x + c_out * self.network(c_in * x, 250 * sigma.log(), targets).float()
+
+    def time_of(self, sigma: Tensor) -> Tensor:
+        """The time t, not always whole, at which the chain has the levels σ (B,): between two times by log σ."""
+        logs, here = self.sigmas.log(), sigma.log().clamp(self.sigmas[0].log(), self.sigmas[-1].log())
+        above = torch.searchsorted(logs, here).clamp(1, self.num_steps - 1)
+        return above + (here - logs[above - 1]) / (logs[above] - logs[above - 1])
 
     def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
-        """One step of the network towards the noise that was added."""
-        loss = self.loss(batch)
+        """One step of the network towards what lies under the noise."""
+        x, targets, amounts = batch.images, as_targets(batch.labels), None
+        if self.augment:
+            moved = torch.rand(len(x), 1, device=x.device) < self.augment
+            amounts = jitter_amounts(len(x), x.device) * moved
+            x = torch.where(moved[:, :, None, None], move(x, amounts), x)
+        if self.num_classes:
+            drop = torch.rand(len(x), 4, device=x.device) < self.drop_conditions
+            targets = targets.masked_fill(drop[:, :3] | drop[:, 3:], -1.0)
+        loss = self._loss(x, targets, amounts, None)
         step(optimizers["diffusion"], loss, fabric)
         return {"loss": loss}
 
     def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """The training loss on held-out images."""
+        """The training loss on held-out images as they are."""
         return self.loss(batch, generator)
+
+    def levels(self) -> Tensor:
+        """The noise levels that `sample` visits, from about 80 to 0: (sampling_steps + 1,) float64.
+
+        "ancestral" and "ddim" take those of evenly spread times of the chain, "dpmpp_2m" and "dpmpp_3m" `log_levels`,
+        the others `rho_levels`.
+
+        Raises:
+            DataError: fewer than one step, or more than the chain has.
+        """
+        if self.sampler in ("ancestral", "ddim"):
+            chain = torch.cat([torch.zeros(1, dtype=torch.float64), self.sigmas.double().cpu()])
+            return chain[timesteps(self.num_steps, self.sampling_steps)].clamp(max=200)  # above, nothing is seen
+        if self.sampling_steps < 1:
+            raise DataError(f"sampling_steps={self.sampling_steps}: choose 1 or more")
+        return (log_levels if self.sampler.startswith("dpmpp") else rho_levels)(self.sampling_steps)
+
+    @property
+    def evaluations(self) -> int:
+        """Passes through the network that an image takes."""
+        steps = 2 * self.sampling_steps - 1 if self.sampler == "heun" else self.sampling_steps
+        return steps * (2 if self.num_classes and self.guidance != 1 else 1)
 
     @torch.no_grad()
     def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n images (n, 1, H, W) in [−1, 1]; a conditional network draws the groups in labels, HCM without."""
+        """Draw n images (n, 1, H, W) in [−1, 1].
+
+        Args:
+            n: how many.
+            labels: for a conditional network, the groups (n,), to which phase and position are drawn as slices have
+                them, either phase and any position; or the targets (n, 3) of `Conditions`. None: HCM.
+            generator: of all noise, on the CPU.
+
+        Raises:
+            DataError: labels of another number, or outside the groups.
+        """
         device = self.alpha_bar.device
-        if self.num_classes:
-            labels = torch.full((n,), GROUPS.index("HCM")) if labels is None else labels
-            labels = labels.to(device)
-        else:
-            labels = None
-        x = torch.randn(n, 1, self.image_size, self.image_size, generator=generator).to(device)
-        path = timesteps(self.num_steps, self.sampling_steps)
-        return SAMPLERS[self.sampler](lambda x, t: self.denoise(x, t, labels), x, self.alpha_bar, path, generator)
+        targets = self.targets(n, labels, generator).to(device) if self.num_classes else None
+        sigmas = self.levels()
+        x = sigmas[0].item() * torch.randn(n, 1, self.image_size, self.image_size, generator=generator).to(device)
+        follow = SAMPLERS[self.sampler]
+        return follow(lambda x, sigma: self.denoise(x, sigma, targets), x, sigmas, generator).clamp(-1, 1)
+
+    def targets(self, n: int, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
+        """The targets (n, 3) that `sample` takes for its labels."""
+        labels = torch.full((n,), GROUPS.index("HCM")) if labels is None else labels.cpu()
+        if labels.ndim == 1:
+            phase, position = torch.rand(2, len(labels), generator=generator)
+            labels = torch.stack([labels.float(), (phase < 0.5).float(), position], dim=1)
+        if labels.shape != (n, 3) or labels[:, 0].min() < -1 or labels[:, 0].max() >= self.num_classes:
+            raise DataError(f"labels must be {n} numbers from 0 to {self.num_classes - 1}, the index of the group")
+        return labels.float()
+
+
+def as_targets(labels: Tensor) -> Tensor:
+    """Targets (B, 3) as they are; groups (B,) with phase and position not known."""
+    return labels.float() if labels.ndim == 2 else F.pad(labels[:, None].float(), (0, 2), value=-1.0)
+
+
+def _both(targets: Tensor) -> Tensor:
+    """The targets, and below them as many that tell nothing."""
+    return torch.cat([targets, torch.full_like(targets, -1.0)])
 
 
 def timesteps(num_steps: int, sampling_steps: int) -> list[int]:
@@ -256,41 +399,3 @@ def timesteps(num_steps: int, sampling_steps: int) -> list[int]:
     if not 1 <= sampling_steps <= num_steps:
         raise DataError(f"sampling_steps={sampling_steps}: the chain has {num_steps} steps, so choose 1 to {num_steps}")
     return [round(num_steps * i / sampling_steps) for i in range(sampling_steps, -1, -1)]
-
-
-def ancestral(denoise, x: Tensor, alpha_bar: Tensor, path: list[int], generator: torch.Generator | None) -> Tensor:
-    """Equation 12: draw x_s from the posterior q(x_s | x_t, x̂_0), one step of the path after the other.
-
-    Args:
-        denoise: gives x̂_0 for (x_t, t).
-        x: noise x_T (B, 1, H, W).
-        alpha_bar: ᾱ_0 … ᾱ_T.
-        path: the times to visit, from T down to 0.
-        generator: of the noise that each step adds.
-
-    Source: Ho et al. 2020, algorithm 2, with the posterior of their equation 7 written for any s < t.
-    """
-    for t, s in pairwise(path):
-        a_t, a_s = alpha_bar[t], alpha_bar[s]
-        x_0 = denoise(x, t)
-        beta = 1 - a_t / a_s  # the noise that the chain adds between s and t
-        mean = (a_s.sqrt() * beta * x_0 + (a_t / a_s).sqrt() * (1 - a_s) * x) / (1 - a_t)
-        variance = beta * (1 - a_s) / (1 - a_t)  # 0 at the last step, where s = 0
-        x = mean + variance.sqrt() * torch.randn(x.shape, generator=generator).to(x)
-    return x
-
-
-def ddim(denoise, x: Tensor, alpha_bar: Tensor, path: list[int], generator: torch.Generator | None = None) -> Tensor:
-    """The deterministic path: the same x̂_0 and the same ε, mixed anew for the next time; arguments as `ancestral`.
-
-    Source: Song, Meng & Ermon 2020, equation 12 with σ = 0.
-    """
-    for t, s in pairwise(path):
-        a_t, a_s = alpha_bar[t], alpha_bar[s]
-        x_0 = denoise(x, t)
-        epsilon = (x - a_t.sqrt() * x_0) / (1 - a_t).sqrt()  # what x̂_0 leaves as noise
-        x = a_s.sqrt() * x_0 + (1 - a_s).sqrt() * epsilon
-    return x
-
-
-SAMPLERS = {"ancestral": ancestral, "ddim": ddim}
