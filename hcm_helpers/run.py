@@ -51,6 +51,9 @@ STEPS: dict[str, str | None] = {
 PROTOCOL = {"batch_size": 32, "learning_rate": 2e-4, "betas": [0.5, 0.999]}  # the paper's section 2.3.2
 MANY = {"num_samples": 3000}  # ten for each HCM slice in notebook 09; notebook 08 compares the first 1,000
 PAPER = PROTOCOL | MANY | {"epochs": 100, "patience": 20, "validate_every": 1, "ema_decay": 0.999}
+# Equation 5 with the paper's label smoothing and gradient penalty, whose weight it does not say: 0.0002 S² / B for
+# images of side S in batches of B (Karras et al. 2020, arXiv 2006.06676).
+EQUATION_5 = {"loss": "bce", "spectral_norm": False, "label_smoothing": 0.1, "gradient_penalty": 0.1}
 NETWORKS = {"encoder_epochs": 60, "segmenter_epochs": 60, "steps_compared": [5, 10, 30, 100], "num_compared": 200}
 TRIAL = {"patients": [2, 5, 10, 0], "factors": [1, 3, 10], "seeds": 5, "steps": 400, "width": 32, "learning_rate": 1e-3}
 GAN_64 = {"epochs": 220, "learning_rate": 2e-4, "width": 32, "validate_every": 10, "ema_decay": 0.995}
@@ -70,7 +73,10 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     },
     "paper": {  # the paper's protocol at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
-        **dict.fromkeys(("vae", "gan", "dcgan", "acgan", "infogan"), PAPER),
+        **dict.fromkeys(("vae", "gan"), PAPER),
+        "dcgan": PAPER | EQUATION_5,
+        "acgan": PAPER | EQUATION_5 | {"classifier": "linear", "class_weight": 0.2},
+        "infogan": PAPER | EQUATION_5 | {"mutual_information_weight": 1.0, "least_sigma": 1.0},
         "diffusion": PAPER | {"epochs": 115, "prediction": "epsilon", "schedule": "linear"},
         "evaluation": NETWORKS,
         "augmentation": TRIAL,
