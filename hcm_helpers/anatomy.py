@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from scipy.fft import fft, ifft
 from scipy.ndimage import binary_fill_holes, gaussian_filter1d, label
 from scipy.spatial import KDTree
-from scipy.stats import wasserstein_distance
+from scipy.stats import spearmanr, wasserstein_distance
 from skimage.measure import find_contours
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -328,6 +328,61 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
             cells[who][title, "distance"] = text(row.distance, row.distance_low, row.distance_high)
             cells[who][title, "error"] = text(row.error, np.nan, np.nan)
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis(columns=["measure", None])
+
+
+# What a code has come to mean
+
+
+def appearance(images: Tensor, masks: Tensor, pixel_mm: float) -> pd.DataFrame:
+    """Five numbers an image, for a code to be compared with.
+
+    Args:
+        images: (N, 1, S, S) in [−1, 1].
+        masks: (N, S, S) of `segment`.
+        pixel_mm: from one pixel to the next.
+
+    Returns:
+        One row an image: brightness (mean grey, 0 black to 1 white), right_mm and down_mm (from the picture's centre
+        to that of left ventricle and wall; NaN where the mask has neither), cavity_mm2, mean_wall_mm (NaN where the
+        mask shows no plausible heart).
+    """
+    hearts = np.isin(masks.numpy(), (MYOCARDIUM, LEFT_VENTRICLE))
+    area = hearts.sum(axis=(1, 2))
+    places = np.arange(hearts.shape[1]) - (hearts.shape[1] - 1) / 2
+    with np.errstate(invalid="ignore"):
+        right = (hearts.sum(axis=1) @ places) / area * pixel_mm
+        down = (hearts.sum(axis=2) @ places) / area * pixel_mm
+    brightness = (images.float().mean(dim=(1, 2, 3)).numpy() + 1) / 2
+    table = pd.DataFrame({"brightness": brightness, "right_mm": right, "down_mm": down})
+    return table.join(measure_all(masks.numpy(), pixel_mm)[["cavity_mm2", "mean_wall_mm"]])
+
+
+def code_correlations(codes: Tensor, measures: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of each code with each measure of the images drawn from it, with 95 % interval.
+
+    With n images the interval is tanh(artanh r ± 1.96 √((1 + r²/2) / (n − 3))).
+
+    Args:
+        codes: (N, K).
+        measures: N rows, a column a measure; NaN is left out.
+
+    Returns:
+        One row a code and measure: code (from 1), measure, n (images with that measure), value, low, high; NaN where
+        there are fewer than FEWEST images or no two values differ.
+
+    Source: Bonett & Wright 2000, doi 10.1007/BF02294183.
+    """
+    rows = []
+    for k, code in enumerate(codes.numpy().T, start=1):
+        for name, column in measures.items():
+            known = column.notna().to_numpy()
+            n, r = int(known.sum()), np.nan
+            if n >= FEWEST and column[known].nunique() > 1:
+                r = spearmanr(code[known], column[known]).statistic
+            reach = 1.96 * np.sqrt((1 + r**2 / 2) / (n - 3)) if n >= FEWEST else np.nan
+            middle = np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12))
+            rows.append((k, name, n, r, np.tanh(middle - reach), np.tanh(middle + reach)))
+    return pd.DataFrame(rows, columns=["code", "measure", "n", "value", "low", "high"])
 
 
 # From an image to a mask

@@ -219,6 +219,55 @@ def accuracy(encoder: Encoder, slices: Slices) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def recognise(encoder: Encoder, images: Tensor) -> Tensor:
+    """The group that the encoder takes each image for, an index into GROUPS: (N, 1, S, S) → (N,) int64."""
+    features = encoder.features(images).to(next(encoder.parameters()).device)
+    return encoder.answers(features)[0].argmax(dim=1).cpu()
+
+
+def group_table(
+    models: Mapping[str, tuple[Tensor, Tensor]], encoder: Encoder, train: Slices, test: Slices, seed: int = 0
+) -> pd.DataFrame:
+    """Does a model draw the group that it was asked for, and does it draw many hearts of it or always the same?
+
+    The judge has learned from the training slices and knows them better than any others. So its share of held-out
+    slices is what drawn ones are to be measured by: more says that the model draws what the judge goes by more
+    plainly than patients show it, less that it does not draw it.
+
+    Args:
+        models: name → images (N, 1, S, S) in [−1, 1] and the groups asked for, int64 (N,), an index into GROUPS.
+        encoder: trained on the training slices.
+        train, test: real slices.
+        seed: of the draws and pairs.
+
+    Returns:
+        Two rows a set and group, and two for all groups: model, group, measure, value, low, high, n. Measures:
+        "recognised", the share that the encoder puts into its own group, and "MS-SSIM", the mean of pairs within the
+        group, for all groups the mean of the groups, without an interval. Intervals, 95 %, draw images of a model,
+        but patients of real slices.
+    """
+    sets = {name: (images.cpu(), labels.cpu(), None) for name, (images, labels) in models.items()}
+    for name, slices in ((REAL_TEST, test), (REAL_TRAIN, train)):
+        sets[name] = slices.images, slices.labels, slices.manifest["patient"].to_numpy()
+    rows = []
+    for name, (images, labels, owners) in sets.items():
+        right = (recognise(encoder, images) == labels).double().numpy()
+        everything = [("recognised", right.mean(), *bootstrap_interval(right, owners, seed=seed))]
+        within = []
+        for index in labels.unique().tolist():
+            members = (labels == index).numpy()
+            whose = None if owners is None else owners[members]
+            share = right[members].mean(), *bootstrap_interval(right[members], whose, seed=seed)
+            likeness = diversity(images[members], whose, seed)
+            within.append(likeness[0])
+            for measure, values in (("recognised", share), ("MS-SSIM", likeness)):
+                rows.append((name, GROUPS[index], measure, *values, members.sum()))
+        everything.append(("MS-SSIM", np.mean(within), np.nan, np.nan))
+        rows += [(name, "all", *values, len(images)) for values in everything]
+    return pd.DataFrame(rows, columns=["model", "group", "measure", "value", "low", "high", "n"])
+
+
 class Inception(Extractor):
     """Inception-v3, trained on photographs: the features of published FIDs, with the same weights.
 

@@ -23,7 +23,7 @@ from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.anatomy import FEWEST, measure_all
 from hcm_helpers.fidelity import MEASURES
 from hcm_helpers.files import write_whole
-from hcm_helpers.similarity import METRICS, PAIRINGS, PAPER, REAL_TEST, REFERENCE_ROWS, TITLES
+from hcm_helpers.similarity import METRICS, PAIRINGS, PAPER, REAL_TEST, REAL_TRAIN, REFERENCE_ROWS, TITLES
 from hcm_helpers.slices import Slices
 from hcm_helpers.utility import patients_in_words
 
@@ -439,6 +439,57 @@ def cost_figure(table: pd.DataFrame, quality: str, label: str) -> Figure:
     ax.set(xscale="log", xlabel="seconds for 1,000 images", ylabel=label)
     ax.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
     figure.legend(loc="outside right center")
+    return figure
+
+
+def group_figure(table: pd.DataFrame) -> Figure:
+    """Whether the group asked for is recognised, and how alike the images of a group are, drawn ones beside real.
+
+    Args:
+        table: as `fidelity.group_table` returns it.
+    """
+    measures = {"recognised": "share recognised, dotted: by chance", "MS-SSIM": "MS-SSIM of pairs, 1 = identical"}
+    groups, models = (list(dict.fromkeys(table[name])) for name in ("group", "model"))
+    figure, panels = empty_figure(8, 0.45 * len(groups) + 1, 1, 2, sharey=True, layout="constrained")
+    for (measure, label), ax in zip(measures.items(), panels, strict=True):
+        for i, (model, marker) in enumerate(zip(models, "so^Dv", strict=False)):
+            rows = table[(table["model"] == model) & (table["measure"] == measure)].set_index("group").loc[groups]
+            margins = (rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy()) * [[-1], [1]]
+            places = np.arange(len(groups)) + 0.2 * (i - (len(models) - 1) / 2)
+            look = {"fmt": marker, "markersize": 5, "color": SOFT if model in REFERENCE_ROWS else BLUE}
+            look |= {"markerfacecolor": "none"} if model == REAL_TRAIN else {}
+            ax.errorbar(rows["value"], places, xerr=np.maximum(margins, 0), label=TITLES.get(model, model), **look)
+        ax.set(xlabel=label, xlim=(-0.02, 1.02))
+        ax.grid(False, axis="y")
+    panels[0].axvline(1 / (len(groups) - 1), color=INK, ls=":", lw=1)
+    panels[0].set_yticks(range(len(groups)), groups)
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models))
+    return figure
+
+
+def correlation_map(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """A square a code and measure, with the rank correlation and its interval in it: red rises, blue falls.
+
+    Args:
+        table: as `anatomy.code_correlations` returns it.
+        titles: measure → its name in words, in the order of the columns.
+    """
+    values, low, high = (table.pivot(index="code", columns="measure", values=name) for name in ("value", "low", "high"))
+    rows = len(values)
+    figure, ax = empty_figure(1.3 * len(titles) + 1, 0.7 * rows + 0.9, layout="constrained")
+    shown = values[list(titles)].to_numpy()
+    ax.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    for i, code in enumerate(values.index):
+        for j, measure in enumerate(titles):
+            interval = f"[{low.loc[code, measure]:.2f}, {high.loc[code, measure]:.2f}]"
+            text = "too few" if np.isnan(shown[i, j]) else f"{shown[i, j]:.2f}\n{interval}"
+            colour = "white" if abs(shown[i, j]) > 0.6 else INK
+            ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+    ax.set_xticks(range(len(titles)), titles.values())
+    ax.set_yticks(range(rows), [f"code {code}" for code in values.index])
+    ax.grid(False)
+    ax.tick_params(length=0)
     return figure
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hcm_helpers.acdc import GROUPS, DataError
-from hcm_helpers.models import acgan
+from hcm_helpers.models import acgan, layers
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.training import make_fabric
 
@@ -68,6 +68,41 @@ def test_losses_against_equations_6_and_7_by_hand():
     assert losses["generator"].item() == pytest.approx(-(log(1 / 4) + 0.5 * log_class), abs=1e-5)
 
 
+def test_hinge_takes_the_place_of_equation_6_and_the_penalty_that_of_the_source():
+    # Source logits ½ for white and −½ for black: 1 − ½ = ½ real, 1 − ½ = ½ generated; G: −(−½). The source is ½ of a
+    # mean over 32² pixels, so its slope has the square ¼ / 32²; the classes have none of this penalty.
+    model = with_stubs(greys=[-1.0, -1.0], source=0.5, classes=0.0)
+    model.loss, model.gradient_penalty = layers.game("hinge"), 1000.0
+    white = Batch(torch.ones(8, 1, 32, 32), torch.zeros(8, dtype=torch.long))
+    losses = model.train_step(white, model.optimizers(**NO_STEP), make_fabric())
+    assert losses["L_S"].item() == pytest.approx(-1.0, abs=1e-5)
+    penalty = 1000 * 0.5 * 0.25 / 32**2
+    assert losses["discriminator"].item() == pytest.approx(1.0 + 0.5 * 2 * log(2) + penalty, abs=1e-4)
+    assert losses["generator"].item() == pytest.approx(0.5 + 0.5 * log(2), abs=1e-5)
+
+
+def test_cosine_classifier_by_hand():
+    # Embeddings (3, 4) and (0, −2) have the directions (0.6, 0.8) and (0, −1); the classes lie along (1, 0) and (0, 1).
+    head = acgan.CosineClassifier(2, num_classes=2, embedding=2, temperature=0.5)
+    head.embed.weight.data, head.embed.bias.data = torch.eye(2), torch.zeros(2)
+    head.directions.data = torch.tensor([[7.0, 0.0], [0.0, 0.1]])
+    logits = head(torch.tensor([[3.0, 4.0], [0.0, -2.0]]))
+    assert logits.flatten().tolist() == pytest.approx([1.2, 1.6, 0.0, -2.0], abs=1e-6)
+
+
+def test_no_class_logit_of_the_cosine_classifier_leaves_its_bounds():
+    model = small(classifier="cosine")
+    for weight in model.discriminator.classes.parameters():
+        weight.data *= 1000
+    _, classes = model.discriminator(torch.rand(8, 1, 32, 32))
+    assert classes.abs().max() <= 5.0001
+
+
+def test_another_classifier_is_refused():
+    with pytest.raises(DataError, match='classifier="softmax": choose "linear" or "cosine"'):
+        small(classifier="softmax")
+
+
 def test_generator_moves_towards_the_class_it_was_asked_for():
     # Class 0 is white, class 1 is black, and the source does not depend on the picture: only L_C moves G.
     # G on L_S − L_C, as the paper's text has it, would paint class 0 black and class 1 white.
@@ -115,7 +150,10 @@ def test_label_changes_the_image_and_hcm_is_the_default():
     assert not torch.equal(draw(hcm), draw(normal))
 
 
-def test_images_follow_their_label_after_a_short_training():
+@pytest.mark.parametrize(
+    "settings", [{}, {"loss": "hinge", "spectral_norm": True, "classifier": "cosine"}], ids=["2017", "normed"]
+)
+def test_images_follow_their_label_after_a_short_training(settings):
     """Class 0 is bright on the left, class 1 on the right: the brighter half tells the class."""
 
     def halves(n, generator):
@@ -124,7 +162,7 @@ def test_images_follow_their_label_after_a_short_training():
         left = (torch.arange(32) < 16).float()
         return Batch((x + 1.2 * torch.where(c[:, None, None, None] == 0, left, 1 - left)).clamp(-1, 1), c)
 
-    model = small(num_classes=2, augment=False, class_weight=1.0)
+    model = small(num_classes=2, augment=False, class_weight=1.0, **settings)
     optimizers, fabric = model.optimizers(1e-3, (0.5, 0.999)), make_fabric()
     generator = torch.Generator().manual_seed(0)
     for _ in range(80):

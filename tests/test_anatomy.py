@@ -553,3 +553,37 @@ def test_slices_without_mask_are_not_learned_from(phantom_slices):
     assert torch.equal(some.images, phantom_slices.images[::3])
     with pytest.raises(DataError, match="none has a mask"):
         with_masks(replace(phantom_slices, manifest=manifest.assign(labelled=False)))
+
+
+# Codes
+
+
+def test_appearance_by_hand():
+    masks = np.zeros((3, 64, 64), np.uint8)
+    masks[0] = ring((8, 8), (12, 12), centre=(22, 40))
+    masks[1, :2, :2] = 3  # a bare cavity in the upper left corner
+    images = torch.tensor([-1.0, 0.0, 1.0])[:, None, None, None].expand(3, 1, 64, 64)
+    found = anatomy.appearance(images, torch.from_numpy(masks), 1.5)
+    assert found["brightness"].tolist() == pytest.approx([0, 0.5, 1])
+    assert found["right_mm"].tolist()[:2] == pytest.approx([(22 - 31.5) * 1.5, -31 * 1.5], abs=1e-6)
+    assert found["down_mm"].tolist()[:2] == pytest.approx([(40 - 31.5) * 1.5, -31 * 1.5], abs=1e-6)
+    assert found.loc[2, ["right_mm", "down_mm"]].isna().all()
+    assert found["cavity_mm2"].tolist()[1:] == pytest.approx([4 * 1.5**2, 0])
+    assert found["mean_wall_mm"][0] == pytest.approx(4 * 1.5, abs=0.3)
+    assert found["mean_wall_mm"][1:].isna().all()
+
+
+def test_rank_correlation_and_its_interval_by_hand():
+    codes = torch.tensor([[1.0, 5], [2, 4], [3, 3], [4, 2], [5, 1]] * 4)
+    ranks = np.array([2.0, 1, 4, 3, 5] * 4)
+    measures = pd.DataFrame({"area": np.exp(ranks), "few": [1.0] * 5 + [np.nan] * 15, "same": 1.0})
+    table = anatomy.code_correlations(codes, measures).set_index(["code", "measure"])
+    # differences of ranks 1, 1, 1, 1, 0: r = 1 − 6 · 4 / (5 · 24) = 0.8, and the same for four of each
+    assert table.loc[(1, "area"), ["value", "n"]].tolist() == pytest.approx([0.8, 20])
+    assert table.loc[(2, "area"), "value"] == pytest.approx(-0.8)
+    reach = 1.96 * math.sqrt(1.32 / 17)
+    assert table.loc[(1, "area"), ["low", "high"]].tolist() == pytest.approx(
+        [math.tanh(math.atanh(0.8) - reach), math.tanh(math.atanh(0.8) + reach)]
+    )
+    assert table.loc[[(1, "few"), (2, "same")], ["value", "low", "high"]].isna().all(axis=None)
+    assert table.loc[(1, "few"), "n"] == 5

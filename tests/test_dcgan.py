@@ -123,7 +123,10 @@ class Watched:
         self.moved = {name for name, network in networks.items() if not unchanged(before[name], network)}
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_penalty": 1.0}, {"augment": False}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gradient_penalty": 1.0}, {"augment": False}, {"loss": "hinge", "spectral_norm": True}],
+)
 def test_each_player_moves_only_its_own_weights(settings):
     model = small(**settings)
     optimizers = {name: Watched(optimizer, model) for name, optimizer in model.optimizers(2e-4, (0.5, 0.999)).items()}
@@ -159,3 +162,11 @@ def test_losses_against_equation_5_by_hand():
     real, fake = 0.9 * 0.126928 + 0.1 * 2.126928, 2.126928
     assert losses["discriminator"].item() == pytest.approx(real + fake, abs=1e-3)
     assert losses["generator"].item() == pytest.approx(0.126928, abs=1e-3)
+
+
+def test_losses_of_the_hinge_by_hand():
+    model = small(loss="hinge", augment=False)
+    model.discriminator = AlwaysSays(0.25)
+    losses = model.train_step(batch(), model.optimizers(0.0, (0.5, 0.999)), make_fabric())
+    assert losses["discriminator"].item() == pytest.approx(0.75 + 1.25, abs=1e-4)
+    assert losses["generator"].item() == pytest.approx(-0.25, abs=1e-4)

@@ -18,14 +18,15 @@ from hcm_helpers.models.vae import VAE
 
 SIZE = {"image_size": 32, "width": 8}
 LATENT = SIZE | {"latent_dim": 4}
+GAME = {"loss": "hinge", "spectral_norm": True, "label_smoothing": 0.1, "gradient_penalty": 0.0, "augment": True}
 PARAMETERS = {
     "vae": LATENT | {"augment": True, "prior_components": 2},
     "gan": LATENT | {"label_smoothing": 0.1, "gradient_penalty": 0.0},
-    "dcgan": LATENT | {"label_smoothing": 0.1, "gradient_penalty": 0.0, "augment": True},
-    "acgan": LATENT | {"class_weight": 0.2, "label_smoothing": 0.1, "augment": True, "num_classes": 5},
+    "dcgan": LATENT | GAME,
+    "acgan": LATENT | GAME | {"classifier": "cosine", "class_weight": 0.2, "num_classes": 5},
     "infogan": LATENT
-    | {"num_categories": 3, "num_continuous": 2, "mutual_information_weight": 1.0}
-    | {"label_smoothing": 0.1, "augment": True},
+    | GAME
+    | {"num_categories": 3, "num_continuous": 2, "mutual_information_weight": 1.0, "least_sigma": 0.2},
     "diffusion": SIZE
     | {"recipe": "edm", "num_steps": 10, "schedule": "cosine", "sigma_data": 0.5, "P_mean": -0.8, "P_std": 1.2}
     | {"dropout": 0.0, "augment": 0.0, "num_classes": 0, "drop_conditions": 0.1, "guidance": 1.0}

@@ -19,8 +19,10 @@ from hcm_helpers.fidelity import (
     diversity,
     fidelity_table,
     frechet_distance,
+    group_table,
     kernel_distance,
     neighbourhoods,
+    recognise,
     render,
     sliced_wasserstein,
     with_targets,
@@ -448,3 +450,31 @@ def test_sliced_wasserstein_of_a_shift():
     assert sliced_wasserstein(x, x) == 0
     # A shift by c moves every projection by c · Σ direction, whose mean size over directions is c · √(2/π).
     assert sliced_wasserstein(x, x + 0.5) == pytest.approx(0.5 * np.sqrt(2 / np.pi), rel=0.1)
+
+
+# Groups
+
+
+def test_each_image_is_recognised_by_its_largest_logit(monkeypatch):
+    model = Encoder(32, 8)
+    answer = torch.zeros(3, 9)
+    answer[0, 4], answer[1, 0], answer[2, 3], answer[:, 5:] = 1, 2, 3, 9  # phase, position and the rest are no groups
+    monkeypatch.setattr(model.heads, "forward", lambda features: answer)
+    assert recognise(model, torch.zeros(3, 1, 32, 32)).tolist() == [4, 0, 3]
+
+
+def test_the_group_table_counts_right_answers_and_compares_within_a_group(monkeypatch):
+    train, test = ring_slices(range(10)), ring_slices(range(100, 105))
+    images, labels = torch.cat([test.images[:5], test.images[10:15]]), torch.tensor([0] * 5 + [1] * 5)
+    images[5:] = images[5]  # of MINF always the same
+    monkeypatch.setattr("hcm_helpers.fidelity.recognise", lambda encoder, x: torch.arange(len(x)) % 5)
+    table = group_table({"acgan": (images, labels)}, None, train, test).set_index(["model", "group", "measure"])
+    assert table.loc[("acgan", "all", "recognised"), "value"] == pytest.approx(0.2)  # images 0 and 6
+    assert table.loc[("acgan", "MINF", "recognised"), ["value", "n"]].tolist() == pytest.approx([0.2, 5])
+    assert table.loc[("acgan", "MINF", "MS-SSIM"), "value"] == pytest.approx(1)
+    within = table.loc[("acgan", "NOR", "MS-SSIM"), "value"]
+    assert within == diversity(images[:5])[0] < 0.999
+    assert table.loc[("acgan", "all", "MS-SSIM"), "value"] == pytest.approx((1 + within) / 2)
+    assert table.loc[(REAL_TRAIN, "HCM", "recognised"), "n"] == 20
+    assert np.isnan(table.loc[(REAL_TEST, "HCM", "recognised"), "low"])  # one patient
+    assert list(table.index.get_level_values("model").unique()) == ["acgan", REAL_TEST, REAL_TRAIN]

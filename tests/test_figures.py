@@ -371,3 +371,38 @@ def test_slider_waits_until_it_is_let_go(monkeypatch):
     beta.value = 3.5
     kind.value = "sample"
     assert calls[-1] == (3.5, "sample")
+
+
+def test_group_figure_has_a_point_a_set_and_group():
+    rows = [
+        (model, group, measure, value, value - 0.1, value + 0.2, 10)
+        for model, shift in (("acgan", 0.0), ("real test slices", 0.3))
+        for measure, value in (("recognised", 0.4 + shift), ("MS-SSIM", 0.2 + shift))
+        for group in ("NOR", "HCM", "all")
+    ]
+    table = pd.DataFrame(rows, columns=["model", "group", "measure", "value", "low", "high", "n"])
+    figure = figures.group_figure(table)
+    left, right = figure.axes
+    assert [container.get_label() for container in left.containers] == ["ACGAN", "real test slices"]
+    points = [container.lines[0].get_xdata().tolist() for axes in (left, right) for container in axes.containers]
+    assert points == [pytest.approx([value] * 3) for value in (0.4, 0.7, 0.2, 0.5)]
+    bars = left.containers[0].lines[2][0].get_segments()
+    assert [(bar[0][0], bar[1][0]) for bar in bars] == [pytest.approx((0.3, 0.6))] * 3
+    assert left.lines[-1].get_xdata()[0] == 0.5  # by chance, of two groups
+    assert [label.get_text() for label in left.get_yticklabels()] == ["NOR", "HCM", "all"]
+
+
+def test_correlation_map_says_value_and_interval_in_its_place():
+    rows = [
+        (1, "b", 0.5, 0.4, 0.6),
+        (1, "a", -0.9, -0.95, -0.8),
+        (2, "b", np.nan, np.nan, np.nan),
+        (2, "a", 0, -0.1, 0.1),
+    ]
+    table = pd.DataFrame(rows, columns=["code", "measure", "value", "low", "high"])
+    (axes,) = figures.correlation_map(table, {"a": "area", "b": "brightness"}).axes
+    np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), [[-0.9, 0.5], [0, np.nan]])
+    found = {text.get_position(): text.get_text() for text in axes.texts}
+    assert found[0, 0] == "-0.90\n[-0.95, -0.80]"
+    assert found[1, 1] == "too few"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["area", "brightness"]

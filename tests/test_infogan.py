@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from hcm_helpers.acdc import DataError
 from hcm_helpers.models import infogan
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.training import generate, make_fabric
@@ -22,7 +23,7 @@ def category_part(logits, category):
     """The bound without its continuous part: Q's means are right, so that part is two ceilings."""
     codes = torch.zeros(len(category), 2)
     model = small(num_categories=logits.shape[1], num_continuous=2)
-    return model.mutual_information((logits, codes), category, codes).item() - 2 * CEILING
+    return model.mutual_information((logits, codes, codes), category, codes).item() - 2 * CEILING
 
 
 @pytest.mark.parametrize("num_categories", [2, 4, 10])
@@ -67,8 +68,50 @@ def test_continuous_part_by_hand():
     # log N(c; mean, 1) = −0.945/2 − 2·½ log 2π = −2.310377; the codes' entropy is 2 log 2 = 1.386294.
     codes, means = torch.tensor([[0.5, -1.0], [0.0, 0.2]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     model = small(num_categories=4, num_continuous=2)
-    bound = model.mutual_information((torch.zeros(2, 4), means), torch.tensor([0, 3]), codes)
+    bound = model.mutual_information((torch.zeros(2, 4), means, 0 * means), torch.tensor([0, 3]), codes)
     assert bound.item() == pytest.approx(-2.310377 + 1.386294, abs=1e-5)
+
+
+def test_continuous_part_with_a_sigma_by_hand():
+    # One code ½, read as ¼ with σ = ½: log N = −½ (½)² − log ½ − ½ log 2π = −0.125 + 0.693147 − 0.918939.
+    model = small(num_categories=2, num_continuous=1)
+    q = torch.zeros(1, 2), torch.tensor([[0.25]]), torch.tensor([[log(0.5)]])
+    bound = model.mutual_information(q, torch.tensor([1]), torch.tensor([[0.5]]))
+    assert bound.item() == pytest.approx(-0.125 + 0.693147 - 0.918939 + log(2), abs=1e-5)
+
+
+def test_a_q_that_states_its_error_reaches_the_information_of_a_noisy_reading():
+    # The reading is the code and noise of σ = 0.1: I ≈ log 2 − log(0.1 √2πe) = 1.577 nats but for the ends. No other
+    # stated σ comes as near.
+    generator = torch.Generator().manual_seed(0)
+    codes = 2 * torch.rand(200_000, 1, generator=generator) - 1
+    reading = codes + 0.1 * torch.randn(codes.shape, generator=generator)
+    model = small(num_categories=2, num_continuous=1)
+    category = torch.zeros(len(codes), dtype=torch.long)
+
+    def bound(sigma):
+        q = torch.zeros(len(codes), 2), reading, torch.full_like(codes, log(sigma))
+        return model.mutual_information(q, category, codes).item()
+
+    assert bound(0.1) == pytest.approx(log(2) - log(0.1) - 0.5 * log(2 * pi) - 0.5, abs=0.01)
+    assert all(bound(sigma) < bound(0.1) - 0.02 for sigma in (0.05, 0.08, 0.13, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("least_sigma", [1.0, 0.2])
+def test_q_states_a_sigma_between_the_least_and_1(least_sigma):
+    model = small(least_sigma=least_sigma)
+    for weight in model.discriminator.sigma.parameters():
+        weight.data *= 1000
+    *_, log_sigma = model.discriminator(2 * torch.rand(50, 1, 32, 32) - 1)
+    assert log_sigma.exp().min() >= least_sigma - 1e-6
+    assert log_sigma.exp().max() <= 1 + 1e-6
+    assert (log_sigma.unique().numel() > 1) is (least_sigma < 1)
+
+
+@pytest.mark.parametrize("least_sigma", [0.0, -1.0, 1.5])
+def test_a_least_sigma_outside_of_its_range_is_refused(least_sigma):
+    with pytest.raises(DataError, match=f"least_sigma={least_sigma}"):
+        small(least_sigma=least_sigma)
 
 
 def test_codes_are_uniform():
@@ -91,8 +134,9 @@ def test_shapes(image_size):
     model = small(image_size, num_categories=3, num_continuous=5)
     images = model.sample(2)
     assert images.shape == (2, 1, image_size, image_size)
-    source, logits, means = model.discriminator(images)
-    assert (source.shape, logits.shape, means.shape) == ((2,), (2, 3), (2, 5))
+    source, *q = model.discriminator(images)
+    assert source.shape == (2,)
+    assert [part.shape for part in q] == [(2, 3), (2, 5), (2, 5)]
 
 
 def test_same_seed_gives_the_same_images_and_another_seed_others():
@@ -133,7 +177,7 @@ class Judge(nn.Module):
 
     def forward(self, x):
         m = self.trust * x.mean(dim=(1, 2, 3))
-        return 0 * m, torch.stack([m, -m], dim=1), torch.zeros(len(x), 2)
+        return 0 * m, torch.stack([m, -m], dim=1), torch.zeros(len(x), 2), torch.zeros(len(x), 2)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -160,3 +204,13 @@ def test_losses_against_equation_8_by_hand():
     assert losses["mutual_information"].item() == pytest.approx(L_I, abs=1e-5)
     assert losses["discriminator"].item() == pytest.approx(2 * log(2) - 0.5 * L_I, abs=1e-5)
     assert losses["generator"].item() == pytest.approx(log(2) - 0.5 * L_I, abs=1e-5)
+
+
+def test_hinge_and_penalty_in_equation_8_by_hand():
+    # D says 0 for all: hinge 1 + 1, G 0; its source is 0 · mean, so that the penalty is 0.
+    model = small(num_categories=2, loss="hinge", mutual_information_weight=0.0, gradient_penalty=1.0, augment=False)
+    model.generator, model.discriminator = Painter(), Judge()
+    optimizers = model.optimizers(learning_rate=0.0, betas=(0.5, 0.999))
+    losses = model.train_step(Batch(torch.zeros(8, 1, 32, 32), torch.zeros(8).long()), optimizers, make_fabric())
+    assert losses["discriminator"].item() == pytest.approx(2, abs=1e-5)
+    assert losses["generator"].item() == pytest.approx(0, abs=1e-5)

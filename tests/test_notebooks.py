@@ -11,6 +11,8 @@ from hcm_helpers.phantom import write_phantom
 
 MODELS = [model for model in run.STEPS.values() if model]
 TINY = {model: {"epochs": 1, "batch_size": 8, "num_samples": 300} for model in MODELS}
+TINY["acgan"] |= {"judge_epochs": 1}
+TINY["infogan"] |= {"segmenter_epochs": 1}
 TINY["diffusion"] |= {"sampling_steps": 5, "compare_steps": [2, 5]}
 NETWORKS = {"encoder_epochs": 1, "segmenter_epochs": 1, "steps_compared": [2], "num_compared": 10}
 TINY |= {"evaluation": {"num_bootstrap": 20} | NETWORKS, "augmentation": {"seeds": 1, "steps": 2, "num_bootstrap": 20}}

@@ -1,7 +1,8 @@
 """Deep convolutional GAN (Radford, Metz & Chintala 2015, arXiv 1511.06434).
 
 The three rules of the paper's section 2.1.3: strided convolutions instead of pooling and dense layers; ReLU in
-the generator and LeakyReLU in the discriminator; batch normalisation in both.
+the generator and LeakyReLU in the discriminator; batch normalisation in both, or spectral normalisation in the
+discriminator (Miyato et al. 2018, arXiv 1802.05957).
 """
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.augment import diff_augment
-from hcm_helpers.models.layers import Batch, adam, bce, r1_penalty, step
+from hcm_helpers.models.layers import Batch, divide_by_spectral_norm, game, r1_penalty, step, two_players
 from hcm_helpers.slices import check_image_size
 
 
@@ -48,21 +49,20 @@ class Trunk(nn.Module):
     Args:
         image_size: height and width of the image.
         width: channels of the first layer; doubles with each halving of the size.
+        batch_norm: normalise the features of a batch in every layer but the first.
 
     Shapes: image (B, 1, image_size, image_size) → features (B, 16 · out_channels) of the 4×4 map.
     """
 
-    def __init__(self, image_size: int = 64, width: int = 32):
+    def __init__(self, image_size: int = 64, width: int = 32, batch_norm: bool = True):
         super().__init__()
-        # Batch normalisation in every layer but the first, as Radford et al. advise: D sees the raw brightness.
+        # No batch normalisation in the first layer, as Radford et al. advise: D sees the raw brightness.
         layers = [nn.Conv2d(1, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         size, channels = image_size // 2, width
         while size > 4:
-            layers += [
-                nn.Conv2d(channels, channels * 2, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(channels * 2),
-                nn.LeakyReLU(0.2),
-            ]
+            layers.append(nn.Conv2d(channels, channels * 2, 4, stride=2, padding=1, bias=not batch_norm))
+            layers += [nn.BatchNorm2d(channels * 2)] if batch_norm else []
+            layers.append(nn.LeakyReLU(0.2))
             size, channels = size // 2, channels * 2  # size × size → size/2 × size/2
         self.layers = nn.Sequential(*layers, nn.Flatten())
         self.out_features = channels * 16
@@ -75,9 +75,9 @@ class Trunk(nn.Module):
 class Discriminator(nn.Module):
     """Image to one logit: log-odds that it is real. Shapes: (B, 1, image_size, image_size) → (B,)."""
 
-    def __init__(self, image_size: int = 64, width: int = 32):
+    def __init__(self, image_size: int = 64, width: int = 32, batch_norm: bool = True):
         super().__init__()
-        self.trunk = Trunk(image_size, width)
+        self.trunk = Trunk(image_size, width, batch_norm)
         self.source = nn.Linear(self.trunk.out_features, 1)  # a 4×4 convolution over the 4×4 map
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,13 +85,15 @@ class Discriminator(nn.Module):
 
 
 class DCGAN(nn.Module):
-    """Convolutional players in the game of equation 5.
+    """Convolutional players in the game of equation 5, or in its hinge form.
 
     Args:
         image_size: height and width of the images: 32, 64, 128 or 256.
         latent_dim: length of the noise vector z.
         width: channels next to the image in both networks.
-        label_smoothing: D's target for real images is 1 − label_smoothing.
+        loss: "bce" or "hinge", see `layers.game`.
+        spectral_norm: spectral normalisation in D, in place of batch normalisation.
+        label_smoothing: D's target for real images is 1 − label_smoothing, under "bce".
         gradient_penalty: weight γ of the R1 penalty on D, 0 for none.
         augment: show D real and generated images through `diff_augment`.
     """
@@ -101,6 +103,8 @@ class DCGAN(nn.Module):
         image_size: int = 64,
         latent_dim: int = 100,
         width: int = 32,
+        loss: str = "bce",
+        spectral_norm: bool = False,
         label_smoothing: float = 0.1,
         gradient_penalty: float = 0.0,
         augment: bool = True,
@@ -108,31 +112,30 @@ class DCGAN(nn.Module):
         super().__init__()
         check_image_size(image_size)
         self.generator = Generator(image_size, latent_dim, width)
-        self.discriminator = Discriminator(image_size, width)
+        self.discriminator = Discriminator(image_size, width, batch_norm=not spectral_norm)
+        if spectral_norm:
+            divide_by_spectral_norm(self.discriminator)
         self.latent_dim = latent_dim
-        self.real_label = 1.0 - label_smoothing
+        self.loss = game(loss, label_smoothing)
         self.gradient_penalty = gradient_penalty
         self.augment = diff_augment if augment else nn.Identity()
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam a player."""
-        return {
-            "discriminator": adam(self.discriminator.parameters(), learning_rate, betas),
-            "generator": adam(self.generator.parameters(), learning_rate, betas),
-        }
+        return two_players(self, learning_rate, betas)
 
     def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
         """One move of each player in equation 5, both seen through the augmentation T."""
-        x, G, D, T = batch.images, self.generator, self.discriminator, self.augment
+        x, G, D, T, loss = batch.images, self.generator, self.discriminator, self.augment, self.loss
         z = torch.randn(len(x), self.latent_dim, device=x.device)
         x_fake = G(z)
 
-        loss_D = bce(D(T(x)), self.real_label) + bce(D(T(x_fake.detach())), 0.0)
+        loss_D = loss.real(D(T(x))) + loss.fake(D(T(x_fake.detach())))
         if self.gradient_penalty:
             loss_D = loss_D + self.gradient_penalty * r1_penalty(D, T(x))
         step(optimizers["discriminator"], loss_D, fabric)
 
-        loss_G = bce(D(T(x_fake)), 1.0)  # log D(G(z)) up, instead of log(1 − D(G(z))) down
+        loss_G = loss.fool(D(T(x_fake)))  # under "bce" log D(G(z)) up, instead of log(1 − D(G(z))) down
         step(optimizers["generator"], loss_G, fabric)
         return {"generator": loss_G, "discriminator": loss_D}
 

@@ -1,11 +1,14 @@
-"""What more than one model uses: a batch, an optimizer step, the two GAN losses, and the image-size rule."""
+"""What more than one model uses: a batch, an optimizer step, the losses of a GAN, and the norm of its weights."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torch.optim import Adam, Optimizer
 
 from hcm_helpers.acdc import DataError
@@ -50,7 +53,73 @@ def bce(logits: Tensor, target: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), torch.full_like(logits, target, dtype=torch.float))
 
 
-def r1_penalty(discriminator: nn.Module, x: Tensor) -> Tensor:
+def hinge(logits: Tensor, target: float) -> Tensor:
+    """Mean of max(0, 1 − t l) for logits l and one target t, 1 for real and −1 for generated images.
+
+    An image that D puts beyond the margin on its side teaches D nothing more.
+
+    Source: Lim & Ye 2017, arXiv 1705.02894, equation 7; Miyato et al. 2018, arXiv 1802.05957, equation 16.
+    """
+    return F.relu(1.0 - target * logits.float()).mean()
+
+
+def minus_mean(logits: Tensor) -> Tensor:
+    """−E[D(G(z))], what G descends beside D's hinge loss (Miyato et al. 2018, arXiv 1802.05957, equation 17)."""
+    return -logits.float().mean()
+
+
+class Game(NamedTuple):
+    """The three losses of an adversarial game, each of logits (B,) → ().
+
+    Args:
+        real: D's loss of real images.
+        fake: D's loss of generated images.
+        fool: G's loss of generated images.
+    """
+
+    real: Callable[[Tensor], Tensor]
+    fake: Callable[[Tensor], Tensor]
+    fool: Callable[[Tensor], Tensor]
+
+
+def game(loss: str, label_smoothing: float = 0.0) -> Game:
+    """The losses of the game that `loss` names.
+
+    Args:
+        loss: "bce" for equation 5, G in its non-saturating form (Goodfellow et al. 2014, section 3), or "hinge".
+        label_smoothing: the target of real images is 1 − label_smoothing; the hinge has no such target.
+
+    Raises:
+        DataError: another loss.
+    """
+    if loss == "bce":
+        return Game(*(partial(bce, target=target) for target in (1.0 - label_smoothing, 0.0, 1.0)))
+    if loss == "hinge":
+        return Game(partial(hinge, target=1.0), partial(hinge, target=-1.0), minus_mean)
+    raise DataError(f'loss="{loss}": choose "bce" or "hinge"')
+
+
+def divide_by_spectral_norm(module: nn.Module) -> nn.Module:
+    """Divide the kernel of each layer in a module by its largest singular value, so that D stays Lipschitz.
+
+    A kernel (out, in, height, width) counts as the matrix (out, in · height · width). The value is followed by one
+    step of the power method in each forward pass of the training.
+
+    Source: Miyato et al. 2018, arXiv 1802.05957, section 2.1.
+    """
+    for layer in list(module.modules()):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            parametrizations.spectral_norm(layer)
+    return module
+
+
+def two_players(model: nn.Module, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
+    """One Adam for a model's discriminator, one for its generator."""
+    players = {"discriminator": model.discriminator, "generator": model.generator}
+    return {name: adam(player.parameters(), learning_rate, betas) for name, player in players.items()}
+
+
+def r1_penalty(discriminator: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """½ E‖∇ₓ D(x)‖² on real images: keeps D from growing steep around the few there are.
 
     Source: Mescheder, Geiger & Nowozin 2018, arXiv 1801.04406, equation 9.

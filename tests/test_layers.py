@@ -1,0 +1,101 @@
+"""The losses of a game by hand, and a discriminator of spectral norm 1 that is averaged, saved and loaded."""
+
+from copy import deepcopy
+from math import log
+
+import pytest
+import torch
+from torch import nn
+
+from hcm_helpers.acdc import DataError
+from hcm_helpers.models import layers
+from hcm_helpers.models.acgan import ACGAN
+from hcm_helpers.models.dcgan import DCGAN
+from hcm_helpers.models.infogan import InfoGAN
+from hcm_helpers.training import load_weights, save_weights, update_average
+
+LOGITS = torch.tensor([-2.0, 0.0, 0.5, 3.0])
+NORMED = {"loss": "hinge", "spectral_norm": True}
+SMALL = {"latent_dim": 10, "width": 8}
+
+
+def test_hinge_by_hand():
+    # real: max(0, 1 − l) = 3, 1, ½, 0; generated: max(0, 1 + l) = 0, 1, 1½, 4
+    assert layers.hinge(LOGITS, 1.0).item() == pytest.approx(4.5 / 4)
+    assert layers.hinge(LOGITS, -1.0).item() == pytest.approx(6.5 / 4)
+    assert layers.minus_mean(LOGITS).item() == pytest.approx(-1.5 / 4)
+
+
+def test_an_image_beyond_the_margin_moves_no_one_but_the_generator():
+    logits = torch.tensor([1.5, -0.5], requires_grad=True)
+    assert torch.autograd.grad(layers.hinge(logits, 1.0), logits)[0].tolist() == [0.0, -0.5]
+    assert torch.autograd.grad(layers.minus_mean(logits), logits)[0].tolist() == [-0.5, -0.5]
+
+
+def test_the_games_by_hand():
+    even = torch.zeros(3)
+    game = layers.game("bce", label_smoothing=0.2)
+    assert [part(even).item() for part in game] == pytest.approx([log(2)] * 3)
+    sure = torch.full((3,), log(3.0))  # D(x) = ¾
+    low, high = -log(3 / 4), -log(1 / 4)
+    assert [part(sure).item() for part in game] == pytest.approx([0.8 * low + 0.2 * high, high, low], abs=1e-6)
+    game = layers.game("hinge", label_smoothing=0.2)
+    assert [part(even + 0.5).item() for part in game] == pytest.approx([0.5, 1.5, -0.5])
+
+
+@pytest.mark.parametrize("model", [DCGAN, ACGAN, InfoGAN])
+def test_another_loss_is_refused(model):
+    with pytest.raises(DataError, match='loss="wgan": choose "bce" or "hinge"'):
+        model(32, loss="wgan")
+
+
+def kernels(discriminator):
+    """The kernels, as matrices, that D computes with in evaluation, when nothing moves any more."""
+    modules = discriminator.eval().modules()
+    return [layer.weight.detach().flatten(1) for layer in modules if isinstance(layer, nn.Conv2d | nn.Linear)]
+
+
+def test_largest_singular_value_of_each_kernel_is_1():
+    torch.manual_seed(0)
+    model = DCGAN(64, **SMALL, **NORMED)
+    for weight in model.discriminator.parameters():
+        weight.data *= 30  # whatever the size of what is learned
+    images = model.sample(4)
+    for _ in range(30):  # a step of the power method each
+        model.discriminator(images)
+    largest = [torch.linalg.svdvals(kernel)[0].item() for kernel in kernels(model.discriminator)]
+    assert len(largest) == 5
+    assert largest == pytest.approx([1.0] * 5, abs=0.02)
+
+
+def test_spectral_norm_takes_the_place_of_batch_normalisation_in_the_discriminator_only():
+    for model in (DCGAN(32, **SMALL, **NORMED), ACGAN(32, **SMALL, **NORMED), InfoGAN(32, **SMALL, **NORMED)):
+        for network, some in ((model.generator, True), (model.discriminator, False)):
+            assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) is some
+            assert any("parametrizations" in name for name in network.state_dict()) is not some
+    assert not any("mean.parametrizations" in name for name in model.state_dict()), "Q is not bounded"
+
+
+@pytest.mark.parametrize("model", [DCGAN, ACGAN, InfoGAN])
+def test_a_normed_model_is_copied_averaged_saved_and_loaded(model, tmp_path):
+    torch.manual_seed(0)
+    first, second = (model(32, **SMALL, **NORMED) for _ in range(2))
+    average = deepcopy(first).eval()
+    update_average(average, second, 0.75)
+    for name, value in average.state_dict().items():
+        if value.is_floating_point():
+            expected = 0.75 * first.state_dict()[name] + 0.25 * second.state_dict()[name]
+            assert torch.allclose(value, expected, atol=1e-6), name
+    save_weights(average, tmp_path)
+    loaded = load_weights(second, tmp_path).eval()
+    images = average.sample(3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(loaded.sample(3, generator=torch.Generator().manual_seed(0)), images)
+    answers = (network.discriminator(images) for network in (average, loaded))
+    ours, theirs = (answer if isinstance(answer, tuple) else (answer,) for answer in answers)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_r1_penalty_of_a_linear_discriminator_is_half_the_square_of_its_slope():
+    slope = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    penalty = layers.r1_penalty(lambda x: (x * slope).flatten(1).sum(1), torch.rand(5, 1, 4, 4))
+    assert penalty.item() == pytest.approx(0.5 * slope.square().sum().item(), rel=1e-5)
