@@ -19,7 +19,7 @@ from hcm_helpers.models.vae import VAE
 SIZE = {"image_size": 32, "width": 8}
 LATENT = SIZE | {"latent_dim": 4}
 PARAMETERS = {
-    "vae": LATENT | {"augment": True, "prior_components": 2},
+    "vae": LATENT | {"augment": True, "prior_components": 2, "num_blocks": 1, "kl_warmup": 3},
     "gan": LATENT | {"label_smoothing": 0.1, "gradient_penalty": 0.0},
     "dcgan": LATENT | {"label_smoothing": 0.1, "gradient_penalty": 0.0, "augment": True},
     "acgan": LATENT | {"class_weight": 0.2, "label_smoothing": 0.1, "augment": True, "num_classes": 5},
