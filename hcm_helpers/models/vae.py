@@ -17,7 +17,8 @@ from hcm_helpers.slices import check_image_size
 class ResidualBlock(nn.Module):
     """Narrow, look around, widen, and add that to what came in (He et al. 2015, arXiv 1512.03385, figure 5).
 
-    With a quarter of the channels in between it is cheap beside the strided convolution before it.
+    With a quarter of the channels in between it is cheap beside the strided convolution before it. What is added
+    begins as 0: the decoder's features are faint, and random offsets would draw a grid through all pictures.
 
     Shapes: (B, channels, H, W) → the same.
     """
@@ -27,6 +28,8 @@ class ResidualBlock(nn.Module):
         narrow = channels // 4
         layers = [nn.Conv2d(channels, narrow, 1), nn.SiLU(), nn.Conv2d(narrow, narrow, 3, padding=1), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Conv2d(narrow, channels, 1))
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
