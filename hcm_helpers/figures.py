@@ -322,7 +322,8 @@ def power_spectrum_figure(real: Tensor, generated: Mapping[str, Tensor], pixel_m
         if np.isfinite(half):
             right.plot(half, 0.5, "o", color=color, label=f"{name}: half at {half:.3f} per mm")
     left.set(xlabel="cycles per mm", ylabel="power, squared intensity", title="Power spectrum")
-    right.set(xlabel="cycles per mm", ylabel="share of the real power", title="Against the real slices", ylim=(0, None))
+    right.set(xlabel="cycles per mm", ylabel="share of the real power", title="Against the real slices")
+    right.set_ylim(0, 1.2 * right.get_ylim()[1])  # room for the legend
     for ax in (left, right):
         ax.legend()
     return figure
