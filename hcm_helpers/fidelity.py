@@ -452,6 +452,50 @@ def sliced_wasserstein(x: Tensor, y: Tensor, num_projections: int = 512, seed: i
     return (quantiles[0] - quantiles[1]).abs().mean().item()
 
 
+def power_spectrum(images: Tensor, pixel_mm: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Power of a set of images at each spatial frequency, the mean over images and directions.
+
+    A slice ends at its border, and its opposite borders differ: a Hann window fades it out towards them, or that
+    step would put power at all frequencies. White noise of variance v has the power v everywhere.
+
+    Args:
+        images: (N, 1, S, S).
+        pixel_mm: side of a pixel in mm.
+
+    Returns:
+        Frequency in cycles per mm and power in squared intensity, each (S // 2,), from one cycle across the image to
+        one in two pixels.
+    """
+    x = images[:, 0].double()
+    size = x.shape[-1]
+    window = torch.hann_window(size, dtype=x.dtype, device=x.device)
+    window = window[:, None] * window
+    x = window * (x - x.mean(dim=(1, 2), keepdim=True))
+    power = torch.fft.fft2(x).abs().square().mean(dim=0) / window.square().sum()
+    cycles = torch.fft.fftfreq(size, 1 / size, device=x.device)  # across the image: 0, 1, …, −1
+    radius = torch.hypot(cycles[:, None], cycles).round()
+    rings = torch.arange(1, size // 2 + 1)
+    return rings / (size * pixel_mm), torch.stack([power[radius == ring].mean() for ring in rings]).cpu()
+
+
+def half_power(frequency: Tensor, power: Tensor, real: Tensor) -> float:
+    """The lowest frequency at which a spectrum has fallen to half of the real one; NaN if it never has.
+
+    Args:
+        frequency, power: of the generated images, as `power_spectrum` gives them.
+        real: power of the real ones at the same frequencies.
+    """
+    ratio = power / real
+    below = (ratio < 0.5).nonzero()
+    if not len(below):
+        return float("nan")
+    i = int(below[0])
+    if i == 0:
+        return frequency[0].item()
+    share = (ratio[i - 1] - 0.5) / (ratio[i - 1] - ratio[i])  # of the way from ring i − 1 to ring i
+    return torch.lerp(frequency[i - 1].double(), frequency[i].double(), share).item()
+
+
 # From models to a table
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.anatomy import FEWEST, measure_all
-from hcm_helpers.fidelity import MEASURES
+from hcm_helpers.fidelity import MEASURES, half_power, power_spectrum
 from hcm_helpers.files import write_whole
 from hcm_helpers.similarity import METRICS, PAIRINGS, PAPER, REAL_TEST, REAL_TRAIN, REFERENCE_ROWS, TITLES
 from hcm_helpers.slices import Slices
@@ -298,6 +298,34 @@ def reactions_figure(table: pd.DataFrame) -> Figure:
     first.set_ylim(len(changes) - 0.5, -0.5)
     handle = plt.Line2D([], [], color=INK, lw=1.2, label="held-out real slices as they are")
     figure.legend(handles=[handle], loc="outside lower center")
+    return figure
+
+
+def power_spectrum_figure(real: Tensor, generated: Mapping[str, Tensor], pixel_mm: float) -> Figure:
+    """Power at each spatial frequency, and its share of the real one's, with a dot where that falls to half.
+
+    Args:
+        real: held-out slices (N, 1, S, S) in [−1, 1].
+        generated: name → images (M, 1, S, S) in [−1, 1].
+        pixel_mm: side of a pixel in mm.
+    """
+    frequency, expected = power_spectrum(real, pixel_mm)
+    figure, (left, right) = empty_figure(9, 3.2, 1, 2, layout="constrained")
+    left.loglog(frequency, expected, color=INK, label="real")
+    right.axhline(1, color=INK, lw=1)
+    right.axhline(0.5, color=SOFT, lw=1, ls=":")
+    for name, images in generated.items():
+        _, power = power_spectrum(images, pixel_mm)
+        color = left.loglog(frequency, power, label=name)[0].get_color()
+        right.semilogx(frequency, power / expected, color=color)
+        half = half_power(frequency, power, expected)
+        if np.isfinite(half):
+            right.plot(half, 0.5, "o", color=color, label=f"{name}: half at {half:.3f} per mm")
+    left.set(xlabel="cycles per mm", ylabel="power, squared intensity", title="Power spectrum")
+    right.set(xlabel="cycles per mm", ylabel="share of the real power", title="Against the real slices")
+    right.set_ylim(0, 1.2 * right.get_ylim()[1])  # room for the legend
+    for ax in (left, right):
+        ax.legend()
     return figure
 
 

@@ -20,7 +20,7 @@ SIZE = {"image_size": 32, "width": 8}
 LATENT = SIZE | {"latent_dim": 4}
 GAME = {"loss": "hinge", "spectral_norm": True, "label_smoothing": 0.1, "gradient_penalty": 0.0, "augment": True}
 PARAMETERS = {
-    "vae": LATENT | {"augment": True, "prior_components": 2},
+    "vae": LATENT | {"augment": True, "prior_components": 2, "num_blocks": 1, "kl_warmup": 3},
     "gan": LATENT | {"label_smoothing": 0.1, "gradient_penalty": 0.0},
     "dcgan": LATENT | GAME,
     "acgan": LATENT | GAME | {"classifier": "cosine", "class_weight": 0.2, "num_classes": 5},

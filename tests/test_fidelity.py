@@ -20,8 +20,10 @@ from hcm_helpers.fidelity import (
     fidelity_table,
     frechet_distance,
     group_table,
+    half_power,
     kernel_distance,
     neighbourhoods,
+    power_spectrum,
     recognise,
     render,
     sliced_wasserstein,
@@ -478,3 +480,46 @@ def test_the_group_table_counts_right_answers_and_compares_within_a_group(monkey
     assert table.loc[(REAL_TRAIN, "HCM", "recognised"), "n"] == 20
     assert np.isnan(table.loc[(REAL_TEST, "HCM", "recognised"), "low"])  # one patient
     assert list(table.index.get_level_values("model").unique()) == ["acgan", REAL_TEST, REAL_TRAIN]
+
+
+def waves(cycles_across, cycles_down, size=32):
+    place = torch.arange(size) / size
+    return torch.sin(2 * np.pi * (cycles_across * place + cycles_down * place[:, None]))[None, None]
+
+
+def test_power_of_white_noise_is_its_variance_at_all_frequencies():
+    noise = 0.3 * torch.randn(400, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    frequency, power = power_spectrum(noise, pixel_mm=2.5)
+    assert frequency.tolist() == pytest.approx([k / 80 for k in range(1, 17)])  # 32 pixels of 2.5 mm are 80 mm
+    assert power.numpy() == pytest.approx(np.full(16, 0.09), rel=0.1)
+
+
+@pytest.mark.parametrize(("across", "down", "ring"), [(5, 0, 5), (0, 5, 5), (3, 4, 5), (-6, 8, 10)])
+def test_power_of_a_wave_lies_at_its_frequency_in_any_direction(across, down, ring):
+    _, power = power_spectrum(waves(across, down) + 0.7)  # a brightness that is no frequency
+    assert power.argmax() == ring - 1
+    assert power[ring - 2 : ring + 1].sum() > 0.99 * power.sum()  # the window lets it leak to its neighbours only
+
+
+def test_power_is_that_of_an_image_squared():
+    _, once = power_spectrum(TEST.images)
+    _, twice = power_spectrum(torch.cat([2 * TEST.images, 2 * TEST.images]))
+    assert torch.allclose(twice, 4 * once)
+
+
+def test_blur_takes_the_high_frequencies_and_half_power_says_where():
+    """A Gaussian of s pixels multiplies the power by exp(−(2π f s)²): half at f = √(ln 2) / (2π s)."""
+    noise = torch.randn(300, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    blurred = torch.from_numpy(fidelity.gaussian_filter(noise.numpy(), (0, 0, 1, 1), mode="wrap"))
+    frequency, real = power_spectrum(noise)
+    _, power = power_spectrum(blurred)
+    assert half_power(frequency, power, real) == pytest.approx(np.sqrt(np.log(2)) / (2 * np.pi), rel=0.05)
+    assert (power[-8:] / real[-8:]).max() < 0.01
+    assert power[0] / real[0] > 0.95
+
+
+def test_half_power_by_hand():
+    frequency, real = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([2.0, 2.0, 4.0])
+    assert half_power(frequency, torch.tensor([2.0, 1.6, 0.8]), real) == pytest.approx(0.25)  # 1, 0.8, 0.2 of it
+    assert half_power(frequency, torch.tensor([0.2, 2.0, 4.0]), real) == pytest.approx(0.1)
+    assert np.isnan(half_power(frequency, torch.tensor([2.0, 1.6, 2.4]), real))

@@ -271,6 +271,22 @@ def test_reactions_figure_shows_each_change_beside_the_undisturbed():
     ]
 
 
+def test_power_spectra_stand_beside_their_share_of_the_real_one():
+    noise = torch.randn(40, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    real, fainter = noise[:20], noise[:20] * torch.tensor(0.5)
+    figure = figures.power_spectrum_figure(real, {"alike": real, "fainter": fainter}, pixel_mm=2.0)
+    left, right = figure.axes
+    frequencies = [line.get_xdata() for line in left.lines]
+    assert all(np.allclose(found, np.arange(1, 17) / 64) for found in frequencies)  # 32 pixels of 2 mm
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["real", "alike", "fainter"]
+    shares = {line.get_color(): line.get_ydata() for line in right.lines if len(line.get_xdata()) == 16}
+    colours = [line.get_color() for line in left.lines]
+    assert shares[colours[1]] == pytest.approx(np.ones(16))
+    assert shares[colours[2]] == pytest.approx(np.full(16, 0.25))  # half the contrast, a quarter of the power
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["fainter: half at 0.016 per mm"]
+    assert [ax.get_xlabel() for ax in figure.axes] == ["cycles per mm"] * 2
+
+
 def test_closest_pairs_stand_above_their_training_slices():
     train = Slices(numbered_images(8), None, None, None, "")
     pairs = pd.DataFrame({"cc": [0.9, 0.8], "cc_row": [5, 2], "patient": ["patient005", "patient002"]}, index=[3, 0])

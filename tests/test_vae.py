@@ -111,7 +111,9 @@ def test_the_draw_hands_gradients_to_mu_and_sigma():
 def test_step_moves_both_networks_and_s_and_reports_the_sum():
     model = small()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    losses = model.train_step(batch(), model.optimizers(1e-3, (0.5, 0.999)), FABRIC)
+    optimizers = model.optimizers(1e-3, (0.5, 0.999))
+    for _ in range(2):  # in the first step the residual blocks add nothing, and only their last layer hears of it
+        losses = model.train_step(batch(), optimizers, FABRIC)
     assert losses["loss"].item() == pytest.approx((losses["reconstruction"] + losses["kl"]).item())
     still = [name for name, p in model.named_parameters() if torch.equal(before[name], p)]
     assert not still
@@ -133,6 +135,87 @@ def test_training_lowers_the_loss():
     optimizers = model.optimizers(1e-3, (0.5, 0.999))
     losses = [model.train_step(x, optimizers, FABRIC)["loss"].item() for _ in range(12)]
     assert losses[-1] < losses[0] - 20
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (900, 1.0)])
+def test_the_weight_of_kl_rises_by_a_line_from_0_to_1(step, weight):
+    model = small(kl_warmup=4)
+    model.steps.fill_(step)
+    assert float(model.kl_weight()) == weight
+    assert float(small().kl_weight()) == 1
+
+
+def test_warmup_takes_kl_out_of_the_step_but_not_out_of_what_is_told():
+    """An encoder far from the prior, and a decoder that does not listen: only KL can move the encoder."""
+    moves, losses = [], []
+    for kl_warmup in (2, 0):
+        model = small(augment=False, kl_warmup=kl_warmup)
+        model.decoder = Says(torch.zeros(1, 32, 32))
+        optimizers = model.optimizers(1e-3, (0.5, 0.999))
+        bias = model.encoder.layers[-1].bias
+        for _ in range(2):
+            before = bias.detach().clone()
+            losses.append(model.train_step(batch(), optimizers, FABRIC))
+            moves.append(not torch.equal(before, bias))
+            assert losses[-1]["loss"].item() == pytest.approx(
+                sum(losses[-1][k].item() for k in ("reconstruction", "kl"))
+            )
+    assert moves == [False, True, True, True]
+    assert losses[0]["kl"] == losses[2]["kl"] > 0
+
+
+def test_validation_knows_no_warmup():
+    model, warming = small(), small(kl_warmup=1000)
+    first, second = (m.validation_loss(batch(), torch.Generator().manual_seed(0)) for m in (model, warming))
+    assert first == second
+
+
+def test_the_warmup_goes_on_where_the_weights_were_saved():
+    model, again = small(kl_warmup=8), small(kl_warmup=8)
+    optimizers = model.optimizers(1e-3, (0.5, 0.999))
+    for _ in range(2):
+        model.train_step(batch(), optimizers, FABRIC)
+    again.load_state_dict(model.state_dict())
+    assert float(again.kl_weight()) == 0.25
+
+
+# What the trained model is told by: bits per dimension and active units.
+
+
+@pytest.mark.parametrize("s", [1.0, 0.1])
+def test_bits_per_dim_of_a_decoder_that_is_right(s):
+    """No error and no KL: the density of each pixel is 1 / (s √(2π)), its bin is 2/255 wide."""
+    model, x = small(), torch.zeros(3, 1, 32, 32)
+    model.encoder, model.decoder = Says([0.0] * 6, [0.0] * 6), Says(torch.zeros(1, 32, 32))
+    model.log_s.data.fill_(math.log(s))
+    expected = -math.log2(2 / 255 / (s * math.sqrt(2 * math.pi)))
+    assert model.bits_per_dim(x) == pytest.approx(expected, abs=1e-5)
+    model.encoder = Says([3.0, 4.0, 0, 0, 0, 0], [0.0] * 6)  # 12.5 nats, shared by 1024 pixels
+    assert model.bits_per_dim(x) == pytest.approx(expected + 12.5 / math.log(2) / 1024, abs=1e-5)
+
+
+def test_bits_per_dim_of_a_model_that_knows_nothing_is_about_eight():
+    """All grey values alike: a normal distribution as wide as them loses 0.25 bits to the uniform one."""
+    model = small()
+    model.encoder, model.decoder = Says([0.0] * 6, [0.0] * 6), Says(torch.zeros(1, 32, 32))
+    model.log_s.data.fill_(math.log(math.sqrt(1 / 3)))
+    assert model.bits_per_dim(batch(100).images) == pytest.approx(8 + 0.25, abs=0.02)
+
+
+def test_active_units_are_those_whose_mean_follows_the_image():
+    class Reads(nn.Module):
+        """μ: the brightness; a constant; a tenth of the brightness; a twentieth of it."""
+
+        def forward(self, x):
+            brightness = x.mean((1, 2, 3))
+            mu = torch.stack([brightness, torch.full_like(brightness, 7.0), brightness / 9, brightness / 11], dim=1)
+            return mu, torch.zeros_like(mu)
+
+    model = small()
+    model.encoder = Reads()
+    images = torch.tensor([-1.0, 1.0]).repeat(500)[:, None, None, None].expand(1000, 1, 32, 32)  # variance 1
+    assert model.active_units(images).tolist() == [True, False, True, False]  # 1, 0, 1/81, 1/121
+    assert model.active_units(images, threshold=0.1).tolist() == [True, False, False, False]
 
 
 def test_augmentation_is_for_training_alone():
@@ -174,10 +257,20 @@ def test_channels_double_with_each_halving_up_to_eight_times():
 
 
 def test_number_of_parameters_by_hand():
-    """Width 8, 6 latent numbers, 32×32: convolutions 4×4, in the encoder group normalisation."""
+    """Width 8, 6 latent numbers, 32×32: convolutions 4×4, in the encoder group normalisation; blocks 1×1, 3×3, 1×1."""
     encoder = (16 * 8 + 8) + (16 * 8 * 16 + 16 + 32) + (16 * 16 * 32 + 32 + 64) + (32 * 16 * 12 + 12)
     decoder = (6 * 512 + 512) + (16 * 32 * 16 + 16) + (16 * 16 * 8 + 8) + (16 * 8 + 1)
-    assert count_parameters(small()) == encoder + decoder + 1  # and s
+    assert count_parameters(small(num_blocks=0)) == encoder + decoder + 1  # and s
+    blocks = sum((c * c // 4 + c // 4) + (9 * c * c // 16 + c // 4) + (c * c // 4 + c) for c in (16, 32))
+    assert count_parameters(small(num_blocks=2)) == encoder + decoder + 1 + 2 * 2 * blocks
+
+
+def test_a_residual_block_adds_to_what_comes_in_and_begins_with_nothing():
+    block = vae.ResidualBlock(8)
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(block(x), x)
+    nn.init.ones_(block.layers[-1].bias)
+    assert torch.equal(block(x), x + 1)
 
 
 def test_a_width_that_the_groups_do_not_divide_is_refused():

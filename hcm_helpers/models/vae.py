@@ -14,6 +14,27 @@ from hcm_helpers.models.layers import Batch, adam, check_width, step
 from hcm_helpers.slices import check_image_size
 
 
+class ResidualBlock(nn.Module):
+    """Narrow, look around, widen, and add that to what came in (He et al. 2015, arXiv 1512.03385, figure 5).
+
+    With a quarter of the channels in between it is cheap beside the strided convolution before it. What is added
+    begins as 0: the decoder's features are faint, and random offsets would draw a grid through all pictures.
+
+    Shapes: (B, channels, H, W) → the same.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        narrow = channels // 4
+        layers = [nn.Conv2d(channels, narrow, 1), nn.SiLU(), nn.Conv2d(narrow, narrow, 3, padding=1), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(narrow, channels, 1))
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
 class Encoder(nn.Module):
     """Image to a normal distribution over the latent space (equation 1).
 
@@ -21,18 +42,19 @@ class Encoder(nn.Module):
         image_size: height and width of the image: 32, 64, 128 or 256.
         latent_dim: length of z.
         width: channels of the first layer; doubles with each halving of the size, up to eight times.
+        num_blocks: residual blocks at each size below the first.
 
     Shapes: x (B, 1, image_size, image_size) → μ and log σ², each (B, latent_dim).
     """
 
-    def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 32):
+    def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 32, num_blocks: int = 1):
         super().__init__()
         channels = channel_plan(image_size, width)
         layers: list[nn.Module] = [nn.Conv2d(1, channels[0], 4, stride=2, padding=1), nn.SiLU()]
         for inputs, outputs in pairwise(channels):
             # size × size → size/2 × size/2
-            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.GroupNorm(8, outputs)]
-            layers += [nn.SiLU()]
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+            layers += [ResidualBlock(outputs) for _ in range(num_blocks)]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 16, 2 * latent_dim))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +68,7 @@ class Decoder(nn.Module):
     Shapes: z (B, latent_dim) → x̂ (B, 1, image_size, image_size) in [−1, 1].
     """
 
-    def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 32):
+    def __init__(self, image_size: int = 64, latent_dim: int = 64, width: int = 32, num_blocks: int = 1):
         super().__init__()
         channels = channel_plan(image_size, width)[::-1]
         layers: list[nn.Module] = [nn.Linear(latent_dim, channels[0] * 16)]
@@ -54,6 +76,7 @@ class Decoder(nn.Module):
         for inputs, outputs in pairwise(channels):
             # size × size → 2·size × 2·size. No normalisation: between two hearts the features are faint, and
             # it would blow them up to full contrast, so that samples were full of noise.
+            layers += [ResidualBlock(inputs) for _ in range(num_blocks)]
             layers += [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], 1, 4, stride=2, padding=1), nn.Tanh())
 
@@ -80,6 +103,8 @@ class VAE(nn.Module):
         width: channels next to the image in both networks.
         augment: show the network each image turned, shifted, scaled and in other tones (`jitter`).
         prior_components: normal distributions in the mixture that `fit_prior` fits.
+        num_blocks: residual blocks at each size of both networks; 0: one convolution a size.
+        kl_warmup: training steps in which the weight of KL rises from 0 to 1; 0: it is 1 from the start.
     """
 
     def __init__(
@@ -89,16 +114,20 @@ class VAE(nn.Module):
         width: int = 32,
         augment: bool = True,
         prior_components: int = 10,
+        num_blocks: int = 1,
+        kl_warmup: int = 0,
     ):
         super().__init__()
         check_image_size(image_size)
         check_width(width)
-        self.encoder = Encoder(image_size, latent_dim, width)
-        self.decoder = Decoder(image_size, latent_dim, width)
+        self.encoder = Encoder(image_size, latent_dim, width, num_blocks)
+        self.decoder = Decoder(image_size, latent_dim, width, num_blocks)
         # p(x|z) = N(x; x̂, s²) with one s for all pixels, learned: it sets the weight of the two terms of
         # equation 3 by itself (Rybkin, Daniilidis & Levine 2020, arXiv 2006.13202).
         self.log_s = nn.Parameter(torch.tensor(-1.0))
         self.latent_dim = latent_dim
+        self.kl_warmup = kl_warmup
+        self.register_buffer("steps", torch.tensor(0))  # of training, so far: kept with the weights
         self.augment = jitter if augment else nn.Identity()
         # What `sample` draws z from: a mixture of normal distributions, all of them N(0, I) until `fit_prior`.
         self.register_buffer("prior_weights", torch.full((prior_components,), 1 / prior_components))
@@ -131,17 +160,57 @@ class VAE(nn.Module):
         reconstruction = squared_error / (2 * s**2) + num_pixels * (self.log_s + 0.5 * math.log(2 * math.pi))
         return {"reconstruction": reconstruction.mean(), "kl": kl_divergence(mu, log_variance).mean()}
 
+    def kl_weight(self) -> Tensor | float:
+        """β: 0 in the first step of the warm-up, growing by the same amount each step, 1 from its end on.
+
+        At the start the decoder cannot yet use z, and KL alone would push every cloud onto the prior; some
+        numbers of z do not come back from there (Sønderby et al. 2016, arXiv 1602.02282, section 2.3).
+        """
+        return (self.steps / self.kl_warmup).clamp(max=1) if self.kl_warmup else 1.0
+
     def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
-        """One step down L_VAE = E[−log p(x|z)] + KL (equation 3)."""
+        """One step down L_VAE = E[−log p(x|z)] + β KL (equation 3, with β = 1 after the warm-up)."""
         terms = self.losses(self.augment(batch.images))
-        loss = terms["reconstruction"] + terms["kl"]
+        beta = self.kl_weight()
+        loss = terms["reconstruction"] + beta * terms["kl"]
         step(optimizers["vae"], loss / batch.images[0].numel(), fabric)  # per pixel: alike at all sizes
-        return {"loss": loss, **terms}
+        self.steps += 1
+        return {"loss": terms["reconstruction"] + terms["kl"], **terms}  # with β = 1, as in validation
 
     def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """L_VAE of held-out images, in nats an image."""
         terms = self.losses(batch.images, generator)
         return terms["reconstruction"] + terms["kl"]
+
+    @torch.no_grad()
+    def bits_per_dim(self, images: Tensor, generator: torch.Generator | None = None) -> float:
+        """L_VAE as the bits that it takes to store one pixel of 8 bits with this model; lower is better.
+
+        256 grey values in [−1, 1] lie Δ = 2/255 apart. A grey value has the probability p(x) Δ, its density times
+        the width of its bin, so a slice of n pixels costs L_VAE / ln 2 − n log₂ Δ bits. 8 is a pixel without a model.
+
+        Args:
+            images: held-out slices (N, 1, H, W) in [−1, 1].
+            generator: of the one z drawn for each.
+
+        Source: Theis, van den Oord & Bethge 2016, arXiv 1511.01844, section 3.1.
+        """
+        terms = self.losses(images.to(self.log_s.device), generator)
+        nats = (terms["reconstruction"] + terms["kl"]).item()
+        return nats / (images[0].numel() * math.log(2)) - math.log2(2 / 255)
+
+    @torch.no_grad()
+    def active_units(self, images: Tensor, threshold: float = 0.01) -> Tensor:
+        """Which numbers of z tell one image from another, bool (latent_dim,): those with Var_x(E[z|x]) > threshold.
+
+        Args:
+            images: (N, 1, H, W) in [−1, 1].
+            threshold: in units of the prior's variance, which is 1.
+
+        Source: Burda, Grosse & Salakhutdinov 2015, arXiv 1509.00519, section 5.2.
+        """
+        mu, _ = self.encoder(images.to(self.log_s.device))
+        return mu.var(dim=0) > threshold
 
     @torch.no_grad()
     def fit_prior(self, images: Tensor, seed: int = 0, num_draws: int = 8) -> None:
