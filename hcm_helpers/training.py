@@ -75,7 +75,8 @@ def fit(
         with several averages ema_decay, the one that was best.
 
     Raises:
-        DataError: a batch of one image or larger than the training set, or a loss that is not finite.
+        DataError: a batch of one image or larger than the training set, a checkpoint of other averages, or a loss
+            that is not finite.
 
     Source: section 2.3.2 of Rayavarapu & Rao 2025.
     """
@@ -108,6 +109,8 @@ def fit(
     torch.manual_seed(seed)
     if resume and last.exists():
         state = torch.load(last, weights_only=True)
+        if len(state.get("averages", ())) != len(averages):
+            raise DataError(f"{last} is of other averages or an earlier version; delete its folder to train anew")
         model.load_state_dict(state["model"])
         for average, weights in zip(averages.values(), state["averages"], strict=True):
             average.load_state_dict(weights)

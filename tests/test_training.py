@@ -270,6 +270,12 @@ def test_interrupted_and_resumed_is_as_if_it_had_never_stopped(tmp_path):
             assert torch.equal(a, b)
 
 
+def test_a_checkpoint_of_other_averages_is_refused(tmp_path):
+    train(Scripted((1.0,) * 4), tmp_path, epochs=2)
+    with pytest.raises(DataError, match=r"last\.pt is of other averages or an earlier version; delete"):
+        train(Scripted((1.0,) * 4), tmp_path, epochs=4, ema_decay=[0.0, 0.5], resume=True)
+
+
 def test_resume_after_the_end_changes_nothing(tmp_path):
     script = (2.0, 1.0, 3.0, 3.0, 3.0, 3.0)
     first = train(Scripted(script), tmp_path, patience=2)
