@@ -501,6 +501,13 @@ def test_power_of_a_wave_lies_at_its_frequency_in_any_direction(across, down, ri
     assert power[ring - 2 : ring + 1].sum() > 0.99 * power.sum()  # the window lets it leak to its neighbours only
 
 
+def test_the_border_of_a_slice_is_no_detail():
+    """A slope from left to right is smooth, though its two ends differ; repeated as it is, it would be a saw."""
+    slope = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)
+    _, power = power_spectrum(slope)
+    assert power[8:].sum() < 1e-4 * power.sum()
+
+
 def test_power_is_that_of_an_image_squared():
     _, once = power_spectrum(TEST.images)
     _, twice = power_spectrum(torch.cat([2 * TEST.images, 2 * TEST.images]))
