@@ -79,7 +79,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "dcgan": PAPER | EQUATION_5,
         "acgan": PAPER | EQUATION_5 | {"classifier": "linear", "class_weight": 0.2},
         "infogan": PAPER | EQUATION_5 | {"mutual_information_weight": 1.0, "least_sigma": 1.0},
-        "diffusion": PAPER | ANCESTRAL | {"epochs": 115, "conditional": False, "augment": 0.0},
+        "diffusion": PAPER | ANCESTRAL | {"epochs": 115, "ema_decay": [0.999], "conditional": False, "augment": 0.0},
         "evaluation": NETWORKS,
         "augmentation": TRIAL,
     },
