@@ -24,7 +24,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest tests
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=300 notebooks
+	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks $(ARGS)
