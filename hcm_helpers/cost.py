@@ -39,7 +39,7 @@ def cost_table(run: str | Path) -> pd.DataFrame:
                 "model": name,
                 "parameters": record["num_parameters"],
                 "seconds_training": record["seconds_training"],
-                "evaluations": NUM_IMAGES * record.get("evaluations", 1),
+                "evaluations": NUM_IMAGES * (record["evaluations"] if name == "diffusion" else 1),
                 "seconds_sampling": NUM_IMAGES * record["seconds_sampling"] / len(load_samples(path.parent)[1]),
                 "device": record["machine"]["device"],
             }

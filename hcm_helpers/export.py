@@ -133,7 +133,7 @@ def load_model(folder: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
             raise DataError(f"{path} lacks the parameter {key!r}: train this model again")
     network = NETWORKS[name](**{key: parameters[key] for key in arguments})
     network = training.load_weights(network, folder).to(training.make_fabric().device)
-    return network.to(memory_format=torch.channels_last), facts  # as `training.fit` leaves it: twice as fast on a CPU
+    return network.to(memory_format=torch.channels_last), facts  # as `training.fit` leaves it: faster on a CPU
 
 
 def choose_group(model: str, parameters: dict[str, Any], wanted: str | None) -> str:

@@ -294,12 +294,8 @@ def load_weights(model: nn.Module, folder: str | Path) -> nn.Module:
 def save_samples(images: Tensor, folder: str | Path, labels: Tensor | None = None) -> None:
     """Images (n, 1, H, W) in [−1, 1] and their groups (−1 for none) to folder/samples.npz."""
     groups = np.full(len(images), -1) if labels is None else labels.numpy()
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, images=images.numpy().astype(np.float32), labels=groups.astype(np.int64))
-
-    write_whole(Path(folder) / "samples.npz", write)
+    arrays = {"images": images.numpy().astype(np.float32), "labels": groups.astype(np.int64)}
+    _write_arrays(Path(folder) / "samples.npz", arrays)
 
 
 def load_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
@@ -308,21 +304,14 @@ def load_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
     Raises:
         DataError: no samples there.
     """
-    path = Path(folder) / "samples.npz"
-    if not path.is_file():
-        raise DataError(f"{path} is missing: run the notebook of this model first")
-    with np.load(path, allow_pickle=False) as arrays:
-        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+    arrays = _read_arrays(Path(folder) / "samples.npz", "run the notebook of this model first")
+    return arrays["images"], arrays["labels"]
 
 
 def save_snapshots(snapshots: dict[int, Tensor], folder: str | Path) -> None:
     """Images drawn through training, epoch → (n, 1, H, W) in [−1, 1], to folder/snapshots.npz."""
-
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, epochs=np.array(list(snapshots)), images=torch.stack(list(snapshots.values())).numpy())
-
-    write_whole(Path(folder) / "snapshots.npz", write)
+    arrays = {"epochs": np.array(list(snapshots)), "images": torch.stack(list(snapshots.values())).numpy()}
+    _write_arrays(Path(folder) / "snapshots.npz", arrays)
 
 
 def load_snapshots(folder: str | Path) -> dict[int, Tensor]:
@@ -331,11 +320,23 @@ def load_snapshots(folder: str | Path) -> dict[int, Tensor]:
     Raises:
         DataError: no snapshots there.
     """
-    path = Path(folder) / "snapshots.npz"
+    arrays = _read_arrays(Path(folder) / "snapshots.npz", "train this model with num_snapshots above 0")
+    return dict(zip(arrays["epochs"].tolist(), arrays["images"], strict=True))
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def write(part: Path) -> None:
+        with part.open("wb") as file:  # given a name, NumPy would append .npz to it
+            np.savez(file, **arrays)
+
+    write_whole(path, write)
+
+
+def _read_arrays(path: Path, remedy: str) -> dict[str, Tensor]:
     if not path.is_file():
-        raise DataError(f"{path} is missing: train this model with num_snapshots above 0")
+        raise DataError(f"{path} is missing: {remedy}")
     with np.load(path, allow_pickle=False) as arrays:
-        return dict(zip(arrays["epochs"].tolist(), torch.from_numpy(arrays["images"]), strict=True))
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def write_history(history: list[dict[str, float]], folder: Path) -> None:
