@@ -62,8 +62,9 @@ def _chest(rng: np.random.Generator, scene: Scene, heart: Heart, textures: dict[
     pleura = muscle - muscle_depth - 2 * lumps[:1]
     spacing = rng.uniform(28, 42)
     along = np.arctan2(q, p) * half_height / spacing + 0.15 * warp + s / 60 + rng.uniform(0, 1)
-    number = np.floor(along).astype(int)
-    long, high = rng.uniform(-12, 16, 64)[number % 64], rng.uniform(2.5, 6, 64)[number % 64]  # some are cut elsewhere
+    number = np.floor(along)
+    sizes = (rng.uniform(*span, 64).astype(np.float32) for span in ((-12, 16), (2.5, 6)))
+    long, high = (size[number.astype(np.int32) % 64] for size in sizes)  # some are cut elsewhere
     rib = np.hypot(
         (along - number - 0.5) * spacing / np.maximum(long, 0.1), (muscle - 0.68 * muscle_depth + lumps) / high
     )
@@ -101,7 +102,7 @@ def _abdomen(
     below = v - np.maximum(floor - 0.2 * s, 16) + dome - 3 * texture(rng, grid, 40, 1)
     scene.paint(inside * scene.edge(below, 4), tissue["muscle"] * (1 + 0.2 * lumps))
     abdomen = inside * scene.edge(below - 2.5, 3)
-    lean = rng.choice([0.0, 0.0, 0.2, 0.5])  # share of the room between the organs that is no fat
+    lean = float(rng.choice([0.0, 0.0, 0.2, 0.5]))  # share of the room between the organs that is no fat
     scene.paint(
         abdomen,
         lean * rng.uniform(0.8, 1.6) * tissue["spleen"] * (1 + 0.15 * lumps + 0.1 * medium),
@@ -111,14 +112,18 @@ def _abdomen(
     def organ(centre, size, content, mottled, wall=0.0):
         """A rounded organ, grained, with a wall where it is hollow."""
         radii = size * rng.uniform(0.9, 1.5), size * rng.uniform(0.7, 1.0), rng.uniform(30, 80)
-        place, rough = (*centre, rng.uniform(0, 80)), 2.5 * lumps + 4 * broad
+        place, width = (*centre, rng.uniform(0, 80)), rng.uniform(2, 4)
+        near = grid.window(*centre, max(radii[:2]) + wall + 10)  # nothing beyond is touched
+        part, room = scene.part(*near), abdomen[:, *near]
+        fine, medium, lumps, broad = (values[:, *near] for values in textures.values())
+        rough = 2.5 * lumps + 4 * broad
         grained = content * np.clip(1 + mottled * (0.6 * lumps + 0.7 * medium + 0.3 * fine) + 0.1 * fine, 0.1, None)
         if wall:
-            scene.blob(place, [r + wall for r in radii], abdomen, 0.9 * tissue["muscle"], 0.0, rough, 3)
-        scene.blob(place, radii, abdomen, grained, 0.0, rough, rng.uniform(2, 4))
+            part.blob(place, [r + wall for r in radii], room, 0.9 * tissue["muscle"], 0.0, rough, 3)
+        part.blob(place, radii, room, grained, 0.0, rough, width)
 
     for _ in range(20):
-        content = rng.choice([tissue["muscle"], tissue["spleen"], tissue["bone"], tissue["liver"]])
+        content = tissue[rng.choice(["muscle", "spleen", "bone", "liver"])]
         organ(
             (rng.uniform(-40, 120), floor + rng.uniform(25, 120)),
             rng.uniform(4, 16),
@@ -132,7 +137,7 @@ def _abdomen(
         rng.uniform(0.8, 1.6) * tissue["spleen"],
         0.15,
     )
-    stomach = rng.choice([tissue["muscle"], tissue["spleen"], 0.6 * tissue["fluid"], tissue["bone"]])
+    stomach = float(rng.choice([tissue["muscle"], tissue["spleen"], 0.6 * tissue["fluid"], tissue["bone"]]))
     organ((rng.uniform(10, 70), floor + rng.uniform(18, 40)), rng.uniform(18, 34), stomach, rng.uniform(0.2, 0.8), 3)
     liver = rng.uniform(0.7, 1.4) * tissue["liver"] * (1 + 0.08 * broad + 0.06 * lumps + 0.07 * medium + 0.08 * fine)
     veins = np.clip(1.5 * (0.9 * medium + 0.5 * fine - rng.uniform(1.5, 2.1)), 0, 1)

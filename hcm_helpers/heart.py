@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
+from scipy.optimize import brentq
 
 ANGLES = np.linspace(-np.pi, np.pi, 512, endpoint=False)  # 0 = lateral, π/2 = inferior, ±π = septum
 HEIGHTS = (np.arange(48) + 0.5) / 48  # t at which a heart's tables stand and its volumes are integrated
@@ -99,14 +100,6 @@ def _rows(table: np.ndarray, t: np.ndarray) -> np.ndarray:
     row = np.clip(t * len(HEIGHTS) - 0.5, 0, len(HEIGHTS) - 1)
     low = np.minimum(row.astype(int), len(HEIGHTS) - 2)
     return table[low] + (row - low)[:, None] * (table[low + 1] - table[low])
-
-
-def _solve(rising, target: float, low: float, high: float) -> float:
-    """The x in [low, high] at which a rising function reaches the target, by bisection."""
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < target else (low, middle)
-    return (low + high) / 2
 
 
 # Drawing
@@ -200,11 +193,12 @@ def left_ventricle(heart: Heart, t: np.ndarray, phase: float) -> tuple[np.ndarra
 
     motion = heart.motion[:, ::8]  # 64 angles give the volume
     rest = heart.radius * _ellipsoid(HEIGHTS, 1.0)[:, None] * heart.ripple[:, ::8]
-    inward = _solve(
-        lambda c: 1 - shortening * ((rest * shrink(c, motion)) ** 2).sum() / (rest**2).sum(),
-        heart.ejection * phase,
-        *(-0.2, 1.5),
-    )
+    ejected = heart.ejection * phase
+
+    def excess(inward):
+        return 1 - shortening * ((rest * shrink(inward, motion)) ** 2).sum() / (rest**2).sum() - ejected
+
+    inward = brentq(excess, -0.2, 1.5, xtol=1e-6)
     wall, ripple = _rows(heart.wall, t), _rows(heart.ripple, t)
     endo = heart.radius * ripple * _ellipsoid(t, 1.0)[:, None]
     epi = (heart.radius * ripple + wall) * _ellipsoid(t, _apex(heart, t))[:, None]
@@ -227,11 +221,13 @@ def right_ventricle(heart: Heart, t: np.ndarray, epi: np.ndarray, phase: float) 
     wall = left_ventricle(heart, heights, phase)[1]
     slab = (heart.length - heart.descent * phase) / len(heights) / 1000  # ml for 1 mm²
 
-    def volume(width):
-        free = np.maximum(_free_wall(heart, heights, wall, width), wall)
-        return np.pi * (free**2 - wall**2).mean(axis=1).sum() * slab
+    volume = heart.right_volume * (1 - heart.right_ejection * phase)
 
-    width = _solve(volume, heart.right_volume * (1 - heart.right_ejection * phase), 0.0, 120.0)
+    def excess(width):
+        free = np.maximum(_free_wall(heart, heights, wall, width), wall)
+        return np.pi * (free**2 - wall**2).mean(axis=1).sum() * slab - volume
+
+    width = brentq(excess, 0.0, 120.0, xtol=1e-4)
     return _free_wall(heart, t, epi, width)
 
 

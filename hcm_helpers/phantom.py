@@ -115,7 +115,7 @@ def make_patient(group: str, rng: np.random.Generator, cine: bool = False) -> tu
 
     def frame(number):
         beat = scene.copy()
-        mask = paint_heart(np.random.default_rng(tissue), beat, heart, phases[number - 1])
+        mask = paint_heart(np.random.default_rng(tissue), beat, heart, float(phases[number - 1]))
         signal = shading * resonate(np.random.default_rng(scanner), beat, flip, repetition)
         image = acquire(np.random.default_rng([scanner, number]), signal, scan)
         image = np.rint(np.float32(scale) * image)
