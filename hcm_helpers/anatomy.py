@@ -26,7 +26,7 @@ from hcm_helpers.acdc import LEFT_VENTRICLE, MYOCARDIUM, RIGHT_VENTRICLE, DataEr
 from hcm_helpers.augment import jitter
 from hcm_helpers.models.layers import Batch, adam, check_width, step
 from hcm_helpers.similarity import REAL_TEST, REAL_TRAIN, TITLES, bootstrap_interval
-from hcm_helpers.slices import Slices, check_image_size
+from hcm_helpers.slices import Slices, check_image_size, drawn_slices
 from hcm_helpers.training import make_fabric
 
 STRUCTURES = {"right ventricle": RIGHT_VENTRICLE, "myocardium": MYOCARDIUM, "left ventricle": LEFT_VENTRICLE}
@@ -495,12 +495,8 @@ def with_masks(slices: Slices) -> Slices:
     Raises:
         DataError: none of them was drawn.
     """
-    drawn = torch.tensor(slices.manifest["labelled"].to_numpy(dtype=bool))
-    if not drawn.any():
-        raise DataError("slices: none has a mask to learn from; prepare patients with _gt.nii.gz files")
-    manifest = slices.manifest[drawn.numpy()].reset_index(drop=True)
-    masks = slices.masks[drawn]
-    return replace(slices, images=slices.images[drawn], labels=masks, masks=masks, manifest=manifest)
+    drawn = drawn_slices(slices)
+    return replace(drawn, labels=drawn.masks)
 
 
 @torch.no_grad()

@@ -109,7 +109,8 @@ def convert_command(table, folder) -> None:
 @click.option(
     "--reject-copies", is_flag=True, help="Draw anew what is nearer to a training slice than real hearts are."
 )
-def sample_command(run, model, n, folder, file_format, group, seed, force, reject_copies) -> None:
+@click.option("--with-masks", is_flag=True, help="Write the mask of each image too; the diffusion model draws both.")
+def sample_command(run, model, n, folder, file_format, group, seed, force, reject_copies, with_masks) -> None:
     """Draw images from MODEL of RUN, a name below runs/ or a path, into files with a manifest and a MONAI datalist.
 
     The same command goes on with an export that was interrupted.
@@ -121,7 +122,7 @@ def sample_command(run, model, n, folder, file_format, group, seed, force, rejec
         from hcm_helpers import export
 
         try:
-            settings = export.sample(run, model, n, folder, file_format, group, seed, force, reject_copies)
+            settings = export.sample(run, model, n, folder, file_format, group, seed, force, reject_copies, with_masks)
         except KeyboardInterrupt:
             click.echo("hcm: interrupted; the same command goes on with it", err=True)
             sys.exit(130)

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import inspect
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from hcm_helpers.files import write_whole
 from hcm_helpers.memorisation import copy_threshold, held_out_slices, nearest_by_pixels
 from hcm_helpers.models.acgan import ACGAN
 from hcm_helpers.models.dcgan import DCGAN
-from hcm_helpers.models.diffusion import Diffusion
+from hcm_helpers.models.diffusion import Diffusion, split_masks
 from hcm_helpers.models.gan import GAN
 from hcm_helpers.models.infogan import InfoGAN
 from hcm_helpers.models.vae import VAE
@@ -52,6 +53,7 @@ def sample(
     seed: int = 0,
     force: bool = False,
     reject_copies: bool = False,
+    with_masks: bool = False,
 ) -> Settings:
     """Draw n images from a trained model into a folder, or go on with an unfinished export there.
 
@@ -66,16 +68,22 @@ def sample(
         force: replace an earlier export in the folder.
         reject_copies: draw another image for each that is nearer to a training slice than `copy_threshold` of the
             run's held-out slices; export.json says how many were drawn and rejected.
+        with_masks: write the mask of each image beside it, 0 to 3 as ACDC's, from a model that draws both.
 
     Returns:
         What was exported: the settings that export.json holds.
 
     Raises:
-        DataError: no such run or trained model, a group it cannot draw, a folder with something else in it, or a
-            model that makes hardly anything but copies.
+        DataError: no such run or trained model, a group or masks that it cannot draw, a folder with something else
+            in it, or a model that makes hardly anything but copies.
     """
     source, folder = find_run(run), Path(folder)
     network, facts = load_model(source / model, model)
+    if with_masks and not getattr(network, "with_masks", False):
+        raise DataError(
+            f"--with-masks: this {model} has learned images only; leave it out, or train the diffusion model with "
+            "--set diffusion.with_masks=True"
+        )
     settings = {
         "run": source.name,
         "model": model,
@@ -83,6 +91,7 @@ def sample(
         "seed": seed,
         "images": n,
         "format": file_format,
+        "masks": with_masks,
         "weights_sha256": hashlib.sha256((source / model / "weights.safetensors").read_bytes()).hexdigest(),
     }
     if file_format == "nifti":
@@ -95,11 +104,11 @@ def sample(
 
     kept = write_images(folder, settings, network, train)
     if file_format == "npz":
-        paths = [folder / name for name in image_names(settings)]
-        images = torch.from_numpy(np.stack([np.load(path) for path in paths]))[:, None]
-        training.save_samples(images, folder, torch.full((n,), label(settings)))
-        for path in paths:
-            path.unlink()
+        arrays = [np.stack([np.load(folder / name) for name in names]) for names in file_names(settings)]
+        images, *masks = map(torch.from_numpy, arrays)
+        training.save_samples(images[:, None], folder, torch.full((n,), label(settings)), *masks)
+        for name in chain(*file_names(settings)):
+            (folder / name).unlink()
     write_tables(folder, settings)
     write_state(folder, settings, finished=True, kept=kept if reject_copies else None)
     return settings
@@ -198,7 +207,7 @@ def prepare_folder(folder: Path, settings: Settings, force: bool) -> None:
         what = "an export, which --force would replace" if state else "files, and this command adds to no others"
         raise DataError(f"{folder}: holds {what}; name another folder")
 
-    names = {*image_names(state["settings"]), *TABLES, STATE} if state else set()
+    names = {*chain(*file_names(state["settings"])), *TABLES, STATE} if state else set()
     names |= {f".{name}.part" for name in names}  # what an interruption leaves of `write_whole`
     for path in held:
         if path.name not in names or path.is_dir():
@@ -210,9 +219,10 @@ def prepare_folder(folder: Path, settings: Settings, force: bool) -> None:
     write_state(folder, settings, finished=False)
 
 
-def image_names(settings: Settings) -> list[str]:
-    """The file of each image: vae_00000.png and so on."""
-    return [f"{settings['model']}_{i:05d}.{SUFFIXES[settings['format']]}" for i in range(settings["images"])]
+def file_names(settings: Settings) -> list[list[str]]:
+    """The file of each image, vae_00000.png and so on; and of each mask, diffusion_00000_gt.png, if there are masks."""
+    kinds, suffix = ("", "_gt") if settings.get("masks") else ("",), SUFFIXES[settings["format"]]
+    return [[f"{settings['model']}_{i:05d}{kind}.{suffix}" for i in range(settings["images"])] for kind in kinds]
 
 
 def write_images(folder: Path, settings: Settings, network: nn.Module, train: Slices | None) -> list[int]:
@@ -224,21 +234,25 @@ def write_images(folder: Path, settings: Settings, network: nn.Module, train: Sl
     Raises:
         DataError: the model makes hardly anything but copies.
     """
-    n, paths = settings["images"], [folder / name for name in image_names(settings)]
+    n = settings["images"]
+    paths = [[folder / name for name in names] for names in zip(*file_names(settings), strict=True)]  # of each image
     kept = [BLOCK] * -(-n // BLOCK) if train is None else read_state(folder).get("kept", [])
     done = block = 0
     with tqdm(total=n, desc=settings["model"], unit="image", disable=None) as bar:  # in a terminal only
         while done < n:
             known = block < len(kept)
-            if not known or not all(path.is_file() for path in paths[done : done + kept[block]]):
-                images = draw(network, settings, block)
+            if not known or not all(path.is_file() for path in chain(*paths[done : done + kept[block]])):
+                images, *masks = draw(network, settings, block)
+                own = torch.ones(BLOCK, dtype=torch.bool)
                 if train is not None:
                     nearness, _ = nearest_by_pixels(images, train)
-                    images = images[torch.from_numpy(nearness <= settings["copies_above"])]
-                for path, image in zip(paths[done:], images[:, 0].numpy(), strict=False):  # the last block has a rest
-                    write_whole(path, lambda part, image=image: write_image(part, image, settings))
+                    own = torch.from_numpy(nearness <= settings["copies_above"])
+                drawn = zip(images[own, 0].numpy(), *(mask[own].numpy() for mask in masks), strict=True)
+                for files, arrays in zip(paths[done:], drawn, strict=False):  # the last block has a rest
+                    for path, array in zip(files, arrays, strict=True):
+                        write_whole(path, lambda part, array=array: write_image(part, array, settings))
                 if not known:
-                    kept.append(len(images))
+                    kept.append(int(own.sum()))
                     write_state(folder, settings, finished=False, kept=kept)
             bar.update(min(kept[block], n - done))
             done += kept[block]
@@ -252,21 +266,28 @@ def write_images(folder: Path, settings: Settings, network: nn.Module, train: Sl
     return kept
 
 
-def draw(network: nn.Module, settings: Settings, block: int) -> Tensor:
-    """All images of one block, (BLOCK, 1, S, S) in [−1, 1], on the CPU."""
+def draw(network: nn.Module, settings: Settings, block: int) -> tuple[Tensor, ...]:
+    """All images of one block, (BLOCK, 1, S, S) in [−1, 1], on the CPU; and their masks (BLOCK, S, S), if asked for."""
     # PyTorch's generator has 2³² seeds: from a place that the seed chooses they are counted on, so no two blocks share
     # one. A block is never cut, as the last of fewer random numbers would be others.
     first = int(np.random.SeedSequence(settings["seed"]).generate_state(1)[0])
     labels = torch.full((BLOCK,), label(settings))
-    return training.generate(network, BLOCK, labels, seed=(first + block) % 2**32)
+    seed = (first + block) % 2**32
+    if settings.get("masks"):
+        return split_masks(training.generate(network, BLOCK, labels, seed=seed, sample=network.sample_channels))
+    return (training.generate(network, BLOCK, labels, seed=seed),)
 
 
 def write_image(path: Path, image: np.ndarray, settings: Settings) -> None:
-    """One image (S, S) in [−1, 1]: a 16-bit PNG, a NIfTI of one slice that lies as ACDC's do, or a float32 array."""
+    """One image (S, S) in [−1, 1]: a 16-bit PNG, a NIfTI of one slice that lies as ACDC's do, or a float32 array.
+
+    The values of a mask, uint8, are written as they are.
+    """
+    mask = image.dtype == np.uint8
     if settings["format"] == "png":
-        Image.fromarray(to_grey(image, 65535).astype(np.uint16)).save(path, "PNG")
+        Image.fromarray(image if mask else to_grey(image, 65535).astype(np.uint16)).save(path, "PNG")
     elif settings["format"] == "nifti":
-        voxels = to_grey(image, 4095).astype(np.int16).T[:, :, None]  # (x, y, z)
+        voxels = (image if mask else to_grey(image, 4095).astype(np.int16)).T[:, :, None]  # (x, y, z)
         x, y, z = settings["spacing_mm"]
         nifti = nib.Nifti1Image(voxels, np.diag([-x, -y, z, 1.0]))  # ACDC's signs: x to the left, y to the back
         nifti.header.set_xyzt_units("mm")
@@ -284,13 +305,17 @@ def to_grey(image: np.ndarray, highest: int) -> np.ndarray:
 def write_tables(folder: Path, settings: Settings) -> None:
     """manifest.csv, one row an image, and datalist.json, as `monai.data.load_decathlon_datalist` reads it."""
     one_file = settings["format"] == "npz"
-    files = ["samples.npz"] * settings["images"] if one_file else image_names(settings)
+    files = [["samples.npz"] * settings["images"] if one_file else names for names in file_names(settings)]
     columns = {name: settings[name] for name in ("model", "group", "seed")}
     ends = {name: settings[name] for name in ("run", "weights_sha256")}
-    manifest = pd.DataFrame({"file": files, **columns, "index": range(len(files)), **ends})
+    places = dict(zip(("file", "mask"), files, strict=False))
+    manifest = pd.DataFrame({**places, **columns, "index": range(settings["images"]), **ends})
     write_whole(folder / "manifest.csv", lambda path: manifest.to_csv(path, index=False))
 
-    listed = [{"image": file, "label": label(settings)} for file in dict.fromkeys(files)]
+    listed = [{"image": image, "label": label(settings)} for image in dict.fromkeys(files[0])]
+    if settings.get("masks") and not one_file:  # MONAI calls the mask of a segmentation its label
+        pairs = zip(*files, strict=True)
+        listed = [{"image": image, "label": mask, "group": label(settings)} for image, mask in pairs]
     datalist = {
         "name": f"{settings['run']} {settings['model']} {settings['group']}",
         "description": f"{settings['images']} synthetic cardiac MR slices, {settings['group']}, made by hcm-helpers; "

@@ -66,9 +66,9 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "vae": {"epochs": 120, "patience": 40, "latent_dim": 32},
         "gan": {"epochs": 220},
         "dcgan": GAN_64,
-        "acgan": GAN_64 | {"epochs": 80, "validate_every": 5},  # five times as many slices
+        "acgan": GAN_64 | {"epochs": 50, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
-        "diffusion": {"epochs": 26, "dropout": 0.1, "ema_decay": [0.995, 0.998], "sampling_steps": 20},
+        "diffusion": {"epochs": 28, "dropout": 0.1, "ema_decay": [0.995, 0.998], "sampling_steps": 20},
         "evaluation": {"encoder_epochs": 30, "segmenter_epochs": 24, "steps_compared": [5, 10, 30]},
         "augmentation": {"seeds": 3, "steps": 200, "width": 16, "learning_rate": 1e-3},
     },

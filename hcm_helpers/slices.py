@@ -70,6 +70,20 @@ class Slices:
         return float(self.manifest["pixel_mm"].iloc[0])
 
 
+def drawn_slices(slices: Slices) -> Slices:
+    """Those whose mask an expert drew.
+
+    Raises:
+        DataError: there are none.
+    """
+    drawn = torch.tensor(slices.manifest["labelled"].to_numpy(dtype=bool))
+    if not drawn.any():
+        raise DataError("slices: none has a mask to learn from; prepare patients with _gt.nii.gz files")
+    manifest = slices.manifest[drawn.numpy()].reset_index(drop=True)
+    tensors = (tensor[drawn] for tensor in (slices.images, slices.labels, slices.masks))
+    return Slices(*tensors, manifest, slices.fingerprint)
+
+
 def check_image_size(image_size: int) -> int:
     """Return image_size as an int, or raise DataError if the networks cannot halve it down to 4×4."""
     if image_size not in IMAGE_SIZES:

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -238,7 +238,14 @@ def validate(model: nn.Module, validation: Slices, fabric: Fabric, batch_size: i
     return total / len(images)
 
 
-def generate(model: nn.Module, n: int, labels: Tensor | None = None, seed: int = 0, batch_size: int = 100) -> Tensor:
+def generate(
+    model: nn.Module,
+    n: int,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    sample: Callable | None = None,
+) -> Tensor:
     """Draw n images (n, 1, H, W) in [−1, 1] from a model in batches, on its device and in its precision, to the CPU.
 
     Args:
@@ -247,6 +254,7 @@ def generate(model: nn.Module, n: int, labels: Tensor | None = None, seed: int =
         labels: the group of each, int64 (n,), for a conditional model.
         seed: the same seed gives the same images.
         batch_size: images drawn at once.
+        sample: what draws them, with the arguments of the model's `sample`, which is taken if None.
     """
     generator = torch.Generator().manual_seed(seed)
     was_training = model.training
@@ -256,7 +264,7 @@ def generate(model: nn.Module, n: int, labels: Tensor | None = None, seed: int =
         for start in range(0, n, batch_size):
             size = min(batch_size, n - start)
             part = None if labels is None else labels[start : start + size]
-            images.append(model.sample(size, part, generator).cpu())
+            images.append((sample or model.sample)(size, part, generator).cpu())
     model.train(was_training)
     return torch.cat(images)
 
@@ -291,10 +299,12 @@ def load_weights(model: nn.Module, folder: str | Path) -> nn.Module:
     return model
 
 
-def save_samples(images: Tensor, folder: str | Path, labels: Tensor | None = None) -> None:
-    """Images (n, 1, H, W) in [−1, 1] and their groups (−1 for none) to folder/samples.npz."""
+def save_samples(images: Tensor, folder: str | Path, labels: Tensor | None = None, masks: Tensor | None = None) -> None:
+    """Images (n, 1, H, W) in [−1, 1], their groups (−1 for none) and masks (n, H, W), if any, to folder/samples.npz."""
     groups = np.full(len(images), -1) if labels is None else labels.numpy()
     arrays = {"images": images.numpy().astype(np.float32), "labels": groups.astype(np.int64)}
+    if masks is not None:
+        arrays["masks"] = masks.numpy().astype(np.uint8)
     _write_arrays(Path(folder) / "samples.npz", arrays)
 
 
@@ -306,6 +316,11 @@ def load_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
     """
     arrays = _read_arrays(Path(folder) / "samples.npz", "run the notebook of this model first")
     return arrays["images"], arrays["labels"]
+
+
+def load_masks(folder: str | Path) -> Tensor | None:
+    """The masks (n, H, W) uint8 that were generated with the samples; None where there are none."""
+    return _read_arrays(Path(folder) / "samples.npz", "run the notebook of this model first").get("masks")
 
 
 def save_snapshots(snapshots: dict[int, Tensor], folder: str | Path) -> None:

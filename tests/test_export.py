@@ -30,7 +30,7 @@ PARAMETERS = {
     "diffusion": SIZE
     | {"recipe": "edm", "num_steps": 10, "schedule": "cosine", "sigma_data": 0.5, "P_mean": -0.8, "P_std": 1.2}
     | {"dropout": 0.0, "augment": 0.0, "num_classes": 0, "drop_conditions": 0.1, "guidance": 1.0}
-    | {"sampler": "ddim", "sampling_steps": 1},
+    | {"with_masks": False, "sampler": "ddim", "sampling_steps": 1},
 }
 
 
@@ -111,7 +111,7 @@ def test_every_model_is_rebuilt_from_its_run(model):
     network, _ = export.load_model(folder, model)
     images, labels = floats(exported(model, 3, "out", "--format", "npz"), 3)
     settings = {"seed": 0, "group": "HCM"}
-    assert np.array_equal(images, export.draw(network, settings, 0)[:3].numpy())
+    assert np.array_equal(images, export.draw(network, settings, 0)[0][:3].numpy())
     assert np.abs(images).max() <= 1
     assert np.ptp(images, axis=0).max() > 1e-3, "no two images are the same"
     assert labels.tolist() == [GROUPS.index("HCM")] * 3
@@ -367,6 +367,52 @@ def test_no_two_blocks_share_a_seed(monkeypatch):
         export.find_run("nowhere")
 
 
+# With masks
+
+
+def test_masks_are_those_that_were_drawn_with_the_images():
+    network, _ = export.load_model(save_model("diffusion", with_masks=True), "diffusion")
+    images, masks = export.draw(network, {"seed": 0, "group": "HCM", "masks": True}, 0)
+    assert set(masks[:3].unique().tolist()) == {0, 1, 2, 3}, "random weights draw all structures"
+    folder = exported("diffusion", 3, "npz", "--format", "npz", "--with-masks")
+    assert np.array_equal(floats(folder, 3)[0], images[:3])
+    assert np.array_equal(training.load_masks(folder), masks[:3])
+    assert {path.name for path in folder.iterdir()} == {"samples.npz", "manifest.csv", "datalist.json", "export.json"}
+
+    folder = exported("diffusion", 3, "png", "--with-masks")
+    for i in range(3):
+        assert np.array_equal(imread(folder / f"diffusion_{i:05d}_gt.png"), masks[i])
+        assert imread(folder / f"diffusion_{i:05d}.png").dtype == np.uint16
+    folder = exported("diffusion", 3, "nifti", "--format", "nifti", "--with-masks")
+    for i in range(3):
+        pair = [nib.load(folder / f"diffusion_{i:05d}{kind}.nii.gz") for kind in ("", "_gt")]
+        assert np.array_equal(np.asarray(pair[1].dataobj)[:, :, 0].T, masks[i])
+        assert np.array_equal(pair[0].affine, pair[1].affine)
+    rows = list(csv.DictReader((folder / "manifest.csv").open(newline="")))
+    assert [row["mask"] for row in rows] == [f"diffusion_{i:05d}_gt.nii.gz" for i in range(3)]
+    listed = json.loads((folder / "datalist.json").read_text())["training"]
+    assert [entry["label"] for entry in listed] == [row["mask"] for row in rows]
+    assert {entry["group"] for entry in listed} == {3}
+
+
+def test_a_missing_mask_is_drawn_again_and_force_removes_masks():
+    save_model("diffusion", with_masks=True)
+    before = content(exported("diffusion", 60, "out", "--with-masks"))
+    state = Path("out/export.json")
+    state.write_text(state.read_text().replace('"finished": true', '"finished": false'))
+    Path("out/diffusion_00055_gt.png").unlink()
+    assert content(exported("diffusion", 60, "out", "--with-masks")) == before
+    exported("diffusion", 2, "out", "--force")
+    assert not list(Path("out").glob("*_gt.png"))
+
+
+def test_masks_of_a_model_without_them_are_refused():
+    save_model("diffusion")
+    for model in ("vae", "diffusion"):
+        assert "--with-masks: this" in refusal(model, "--out", "out", "--with-masks")
+    assert not Path("out").exists()
+
+
 # Without copies
 
 
@@ -382,7 +428,7 @@ def copies(monkeypatch):
 
     def draw(network, settings, block):
         drawn.append(block)
-        return noise_of(block)
+        return (noise_of(block),)
 
     monkeypatch.setattr(export, "draw", draw)
     return drawn

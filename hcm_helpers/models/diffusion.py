@@ -5,6 +5,7 @@ that of Karras et al. 2022, "EDM" (arXiv 2206.00364).
 """
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter_amounts, move
 from hcm_helpers.models.layers import Batch, adam, check_width, step
 from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
-from hcm_helpers.slices import check_image_size
+from hcm_helpers.slices import Slices, check_image_size, drawn_slices
 
 
 class ResidualBlock(nn.Module):
@@ -92,35 +93,40 @@ class UNet(nn.Module):
         width: channels at half size; twice as many at each smaller one, down to 8×8, where attention sits.
         num_classes: groups it can be told, with phase and position; 0 for an unconditional network.
         dropout: share of features dropped in training below half size.
+        channels: C, 1 for images, 4 for images with masks.
 
-    Shapes: x (B, 1, image_size, image_size), noise (B,) on a scale of about a thousand, targets (B, 3) of `Conditions`
-    or None, amounts (B, 5) of `augment.jitter_amounts` or None → (B, 1, image_size, image_size).
+    Shapes: x (B, C, image_size, image_size), noise (B,) on a scale of about a thousand, targets (B, 3) of `Conditions`
+    or None, amounts (B, 5) of `augment.jitter_amounts` or None → (B, C, image_size, image_size).
     """
 
-    def __init__(self, image_size: int = 64, width: int = 32, num_classes: int = 0, dropout: float = 0.1):
+    def __init__(
+        self, image_size: int = 64, width: int = 32, num_classes: int = 0, dropout: float = 0.1, channels: int = 1
+    ):
         super().__init__()
         num_levels = int(math.log2(image_size // 8))  # 64: 32×32, 16×16, 8×8
-        channels = [width] + [2 * width] * (num_levels - 1)
+        widths = [width] + [2 * width] * (num_levels - 1)
         embedding_dim = 4 * width
         self.width = width
         self.time = nn.Sequential(nn.Linear(width, embedding_dim), nn.SiLU(), nn.Linear(embedding_dim, embedding_dim))
         self.conditions = Conditions(num_classes, embedding_dim) if num_classes else None
         self.amounts = nn.Linear(5, embedding_dim, bias=False)  # what was done to the image; nothing adds nothing
-        self.stem = nn.Conv2d(4, width, 3, padding=1)
+        self.stem = nn.Conv2d(4 * channels, width, 3, padding=1)
 
         self.down, self.shrink, self.up, self.grow = (nn.ModuleList() for _ in range(4))
-        for level, c in enumerate(channels):
+        for level, c in enumerate(widths):
             drop = dropout if level else 0.0
             block = lambda inputs, c=c, drop=drop: ResidualBlock(inputs, c, embedding_dim, drop)  # noqa: E731
             self.down.append(nn.ModuleList([block(c), block(c)]))
             self.up.append(nn.ModuleList([block(2 * c), block(c)]))
             if level < num_levels - 1:
-                below = channels[level + 1]
+                below = widths[level + 1]
                 self.shrink.append(nn.Conv2d(c, below, 3, stride=2, padding=1))  # size → size/2
                 self.grow.append(nn.Sequential(nn.Conv2d(below, c, 3, padding=1), nn.Upsample(scale_factor=2.0)))
-        self.middle = ResidualBlock(channels[-1], channels[-1], embedding_dim, dropout)
-        self.attention = Attention(channels[-1])
-        self.out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), zeroed(nn.Conv2d(width, 4, 3, padding=1)))
+        self.middle = ResidualBlock(widths[-1], widths[-1], embedding_dim, dropout)
+        self.attention = Attention(widths[-1])
+        self.out = nn.Sequential(
+            nn.GroupNorm(8, width), nn.SiLU(), zeroed(nn.Conv2d(width, 4 * channels, 3, padding=1))
+        )
 
     def forward(self, x: Tensor, noise: Tensor, targets: Tensor | None = None, amounts: Tensor | None = None) -> Tensor:
         embedding = self.time(sinusoids(noise, self.width))
@@ -130,7 +136,7 @@ class UNet(nn.Module):
             embedding = embedding + self.amounts(amounts)
         embedding = F.silu(embedding)
 
-        h = self.stem(F.pixel_unshuffle(x, 2))  # (B, 1, S, S) → (B, 4, S/2, S/2) → (B, width, S/2, S/2)
+        h = self.stem(F.pixel_unshuffle(x, 2))  # (B, C, S, S) → (B, 4 C, S/2, S/2) → (B, width, S/2, S/2)
         skips = []
         for level, blocks in enumerate(self.down):
             h = self.shrink[level - 1](h) if level else h
@@ -206,6 +212,7 @@ class Diffusion(nn.Module):
             are; so it can draw without them.
         guidance: weight w of the conditions in drawing, D_w = D(x; σ) + w (D(x; σ, c) − D(x; σ)); 1 for the plain
             conditional model, which takes one evaluation instead of two (Ho & Salimans 2022, arXiv 2207.12598).
+        with_masks: whether it draws each image together with its mask, from `with_mask_channels`.
         sampler: a name of `samplers.SAMPLERS`; "ancestral" is the paper's equation 12.
         sampling_steps: levels that `sample` visits.
 
@@ -228,6 +235,7 @@ class Diffusion(nn.Module):
         num_classes: int = 0,
         drop_conditions: float = 0.1,
         guidance: float = 1.0,
+        with_masks: bool = False,
         sampler: str = "dpmpp_2m",
         sampling_steps: int = 20,
     ):
@@ -238,7 +246,8 @@ class Diffusion(nn.Module):
             raise DataError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
         if recipe not in ("epsilon", "edm"):
             raise DataError(f"recipe={recipe!r}: choose 'epsilon' or 'edm'")
-        self.network = UNet(image_size, width, num_classes, dropout)
+        self.with_masks, self.channels = with_masks, 4 if with_masks else 1
+        self.network = UNet(image_size, width, num_classes, dropout, self.channels)
         self.image_size, self.num_steps, self.num_classes = image_size, num_steps, num_classes
         self.recipe, self.sigma_data, self.P_mean, self.P_std = recipe, sigma_data, P_mean, P_std
         self.augment, self.drop_conditions, self.guidance = augment, drop_conditions, guidance
@@ -259,25 +268,30 @@ class Diffusion(nn.Module):
         alpha_bar = self.alpha_bar[t][:, None, None, None]
         return alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * epsilon
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """The mean squared error per pixel of what the network names, for images as they are.
+    def loss(self, batch: Batch, amounts: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """The mean squared error per pixel of what the network names; where there are masks, they count as the image.
 
         "epsilon": E‖ε − ε_θ(x_t, t)‖², t uniform on 1 … T (Ho et al., equation 14). "edm": E‖F − (x_0 − c_skip x) /
         c_out‖², which is E[(1/c_out²) ‖D(x; σ) − x_0‖²], ln σ ~ N(P_mean, P_std²) (Karras et al., equation 8).
-        """
-        return self._loss(batch.images, as_targets(batch.labels), None, generator)
 
-    def _loss(self, x: Tensor, targets: Tensor, amounts: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        targets = targets if self.num_classes else None
+        Args:
+            batch: images, with their masks' channels if the model has masks; groups or targets of `Conditions`.
+            amounts: (B, 5), by how much the images have been moved, or None.
+            generator: of times, levels and noise.
+        """
+        x, targets = batch.images, as_targets(batch.labels) if self.num_classes else None
         n, epsilon = len(x), torch.randn(x.shape, generator=generator).to(x.device)
         if self.recipe == "epsilon":
             t = torch.randint(1, self.num_steps + 1, (n,), generator=generator).to(x.device)
-            return F.mse_loss(self.network(self.diffuse(x, t, epsilon), t, targets, amounts).float(), epsilon)
-        sigma = (self.P_mean + self.P_std * torch.randn(n, generator=generator)).exp().to(x.device)
-        noisy = x + sigma[:, None, None, None] * epsilon
-        c_skip, c_out, c_in = self.preconditioning(sigma)
-        target = (x - c_skip * noisy) / c_out
-        return F.mse_loss(self.network(c_in * noisy, 250 * sigma.log(), targets, amounts).float(), target)
+            found, target = self.network(self.diffuse(x, t, epsilon), t, targets, amounts), epsilon
+        else:
+            sigma = (self.P_mean + self.P_std * torch.randn(n, generator=generator)).exp().to(x.device)
+            noisy = x + sigma[:, None, None, None] * epsilon
+            c_skip, c_out, c_in = self.preconditioning(sigma)
+            found = self.network(c_in * noisy, 250 * sigma.log(), targets, amounts)
+            target = (x - c_skip * noisy) / c_out
+        error = (found.float() - target) ** 2
+        return (error[:, :1].mean() + error[:, 1:].mean()) / 2 if self.with_masks else error.mean()
 
     def preconditioning(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """c_skip, c_out and c_in at σ (B,), each (B, 1, 1, 1) (Karras et al. 2022, table 1)."""
@@ -287,7 +301,7 @@ class Diffusion(nn.Module):
     def denoise(self, x: Tensor, sigma: Tensor, targets: Tensor | None = None) -> Tensor:
         """D(x; σ), the network's guess of x_0 in x = x_0 + σ ε, kept in [−1, 1]; with guidance where it has a weight.
 
-        Shapes: x (B, 1, H, W), sigma () or (B,), targets (B, 3) of `Conditions` or None → (B, 1, H, W).
+        Shapes: x (B, C, H, W), sigma () or (B,), targets (B, 3) of `Conditions` or None → (B, C, H, W).
         """
         if targets is None or not self.num_classes or self.guidance == 1:
             return self._denoise(x, sigma, targets).clamp(-1, 1)
@@ -319,13 +333,13 @@ class Diffusion(nn.Module):
         if self.num_classes:
             drop = torch.rand(len(x), 4, device=x.device) < self.drop_conditions
             targets = targets.masked_fill(drop[:, :3] | drop[:, 3:], -1.0)
-        loss = self._loss(x, targets, amounts, None)
+        loss = self.loss(Batch(x, targets), amounts)
         step(optimizers["diffusion"], loss, fabric)
         return {"loss": loss}
 
     def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """The training loss on held-out images as they are."""
-        return self.loss(batch, generator)
+        return self.loss(batch, generator=generator)
 
     def levels(self) -> Tensor:
         """The noise levels that `sample` visits, from about 80 to 0: (sampling_steps + 1,) float64.
@@ -349,9 +363,13 @@ class Diffusion(nn.Module):
         steps = 2 * self.sampling_steps - 1 if self.sampler == "heun" else self.sampling_steps
         return steps * (2 if self.num_classes and self.guidance != 1 else 1)
 
-    @torch.no_grad()
     def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n images (n, 1, H, W) in [−1, 1].
+        """Draw n images (n, 1, H, W) in [−1, 1], as `sample_channels` does, without their masks."""
+        return self.sample_channels(n, labels, generator)[:, :1]
+
+    @torch.no_grad()
+    def sample_channels(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n images (n, 1, H, W) in [−1, 1], or (n, 4, H, W) with masks, for `split_masks`.
 
         Args:
             n: how many.
@@ -364,8 +382,8 @@ class Diffusion(nn.Module):
         """
         device = self.alpha_bar.device
         targets = self.targets(n, labels, generator).to(device) if self.num_classes else None
-        sigmas = self.levels()
-        x = sigmas[0].item() * torch.randn(n, 1, self.image_size, self.image_size, generator=generator).to(device)
+        sigmas, shape = self.levels(), (n, self.channels, self.image_size, self.image_size)
+        x = sigmas[0].item() * torch.randn(shape, generator=generator).to(device)
         follow = SAMPLERS[self.sampler]
         return follow(lambda x, sigma: self.denoise(x, sigma, targets), x, sigmas, generator).clamp(-1, 1)
 
@@ -378,6 +396,25 @@ class Diffusion(nn.Module):
         if labels.shape != (n, 3) or labels[:, 0].min() < -1 or labels[:, 0].max() >= self.num_classes:
             raise DataError(f"labels must be {n} numbers from 0 to {self.num_classes - 1}, the index of the group")
         return labels.float()
+
+
+def with_mask_channels(slices: Slices) -> Slices:
+    """Slices whose images have three channels more, one a structure of the mask: 1 where it is, −1 elsewhere.
+
+    Slices whose mask nobody drew are left out.
+
+    Raises:
+        DataError: none was drawn.
+    """
+    drawn = drawn_slices(slices)
+    structures = torch.stack([drawn.masks == value for value in (1, 2, 3)], dim=1) * 2.0 - 1
+    return replace(drawn, images=torch.cat([drawn.images, structures], dim=1))
+
+
+def split_masks(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (N, 1, S, S) and masks (N, S, S) uint8 of (N, 4, S, S): the structure that is surest, if it is above 0."""
+    surest, structure = channels[:, 1:].max(dim=1)
+    return channels[:, :1], torch.where(surest > 0, structure + 1, 0).to(torch.uint8)
 
 
 def as_targets(labels: Tensor) -> Tensor:

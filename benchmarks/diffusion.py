@@ -1,0 +1,241 @@
+"""Our diffusion model against MONAI's and diffusers', at equal numbers of parameters on the same slices.
+
+    python benchmarks/diffusion.py                         speed only, on a phantom
+    python benchmarks/diffusion.py runs/NAME [MINUTES]     and, with MINUTES, the KID after so long a training of each
+
+Needs `pip install -e .[bench]`. Speed is images per second in a training step and in a network evaluation, as the
+peers' examples run them (float32, their layout) and once more with channels_last and, where this processor computes it
+in hardware, bf16. With MINUTES, each is trained for so long, ours on all groups, the peers on HCM, as they are told no
+groups, and draws 500 slices: ours as in profile cpu, theirs by DDIM in 50 steps, for their thousand would take hours.
+KID is by the encoder that notebook 08 has trained in this run.
+
+The peers' recipes are those of their own examples: MONAI's 2d_ddpm tutorial (linear schedule, Adam 2.5e-5), diffusers'
+examples/unconditional_image_generation (linear schedule, AdamW 1e-4, β (0.95, 0.999), weight decay 1e-6, EMA).
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hcm_helpers.acdc import GROUPS
+from hcm_helpers.fidelity import Encoder, kernel_distance, with_targets
+from hcm_helpers.models.diffusion import Diffusion
+from hcm_helpers.models.layers import Batch, count_parameters
+from hcm_helpers.phantom import write_phantom
+from hcm_helpers.slices import Slices, load_slices, prepare
+from hcm_helpers.training import generate, load_weights, make_fabric, update_average
+
+BATCH, DRAWN, ROUNDS, STEPS = 16, 500, 3, 8
+HCM = GROUPS.index("HCM")
+
+
+class Peer:
+    """A network of another library with the schedule, the optimizer and the average of its example."""
+
+    def __init__(
+        self, name: str, network: nn.Module, schedulers: tuple, optimizer: torch.optim.Optimizer, decay: float
+    ):
+        self.name, self.network, self.optimizer, self.decay = name, network, optimizer, decay
+        self.scheduler, self.sampler = schedulers
+        self.average = deepcopy(network).eval()
+        self.steps = 0
+
+    def predict(self, network: nn.Module, x: Tensor, t: Tensor) -> Tensor:
+        found = network(x, t)
+        return getattr(found, "sample", found)
+
+    def train_step(self, x: Tensor) -> None:
+        noise, t = torch.randn_like(x), torch.randint(0, 1000, (len(x),))
+        noisy = self.scheduler.add_noise(original_samples=x, noise=noise, timesteps=t)
+        loss = F.mse_loss(self.predict(self.network, noisy, t).float(), noise)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.steps += 1
+        if self.decay:
+            update_average(self.average, self.network, min(self.decay, (1 + self.steps) / (10 + self.steps)))
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> None:
+        self.predict(self.average, x, torch.full((len(x),), 500))
+
+    @torch.no_grad()
+    def draw(self, n: int, size: int) -> Tensor:
+        network = self.average if self.decay else self.network.eval()
+        images = []
+        for _ in range(0, n, 100):
+            x = torch.randn(100, 1, size, size)
+            self.sampler.set_timesteps(50)
+            for t in self.sampler.timesteps:
+                after = self.sampler.step(self.predict(network, x, t.expand(100)).float(), t, x)
+                x = after[0] if isinstance(after, tuple) else after.prev_sample
+            images.append(x.clamp(-1, 1))
+        return torch.cat(images)[:n]
+
+
+def monai() -> Peer:
+    from monai.networks.nets import DiffusionModelUNet
+    from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
+
+    settings = {"channels": (32, 64, 64), "attention_levels": (False, True, True), "num_res_blocks": 1}
+    settings |= {"num_head_channels": 64, "norm_num_groups": 32}
+    network = DiffusionModelUNet(spatial_dims=2, in_channels=1, out_channels=1, **settings)
+    schedulers = tuple(kind(num_train_timesteps=1000) for kind in (DDPMScheduler, DDIMScheduler))
+    return Peer("MONAI", network, schedulers, torch.optim.Adam(network.parameters(), 2.5e-5), 0.0)
+
+
+def diffusers(size: int) -> Peer:
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+    down = ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D")
+    up = ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4
+    network = UNet2DModel(
+        sample_size=size,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=2,
+        block_out_channels=(16, 16, 32, 32, 40, 40),
+        down_block_types=down,
+        up_block_types=up,
+        norm_num_groups=8,
+    )
+    schedulers = tuple(kind(num_train_timesteps=1000) for kind in (DDPMScheduler, DDIMScheduler))
+    settings = {"lr": 1e-4, "betas": (0.95, 0.999), "weight_decay": 1e-6}
+    return Peer("diffusers", network, schedulers, torch.optim.AdamW(network.parameters(), **settings), 0.9999)
+
+
+class Ours:
+    """The model, optimizer and averages of profile cpu."""
+
+    name = "ours"
+
+    def __init__(self, size: int, sigma_data: float):
+        fabric = make_fabric()
+        model = Diffusion(size, 32, num_classes=len(GROUPS), sigma_data=sigma_data, augment=0.3, sampling_steps=20)
+        self.network = model.to(memory_format=torch.channels_last)
+        self.average = deepcopy(self.network).eval()
+        optimizers = self.network.optimizers(1e-3, (0.9, 0.999))
+        self.wrapped, *prepared = fabric.setup(self.network, *optimizers.values())
+        self.wrapped.mark_forward_method("train_step")
+        self.optimizers, self.fabric, self.steps = dict(zip(optimizers, prepared, strict=True)), fabric, 0
+
+    def train_step(self, x: Tensor, labels: Tensor | None = None) -> None:
+        labels = torch.full((len(x),), HCM) if labels is None else labels
+        x = x.contiguous(memory_format=torch.channels_last)
+        self.wrapped.train_step(Batch(x, labels), self.optimizers, self.fabric)
+        self.steps += 1
+        update_average(self.average, self.network, min(0.998, (1 + self.steps) / (10 + self.steps)))
+
+    @torch.no_grad()
+    def evaluate(self, x: Tensor) -> None:
+        with self.fabric.autocast():
+            self.average.denoise(x.contiguous(memory_format=torch.channels_last), torch.tensor(1.0))
+
+    def draw(self, n: int, size: int) -> Tensor:
+        return generate(self.average, n, torch.full((n,), HCM))
+
+
+def images_per_second(work: Callable[[Tensor], None], x: Tensor, fast: bool) -> float:
+    """Images a second of STEPS calls; `fast`: in the precision that our own training takes."""
+    context = make_fabric().autocast() if fast else torch.autocast("cpu", enabled=False)
+    with context:
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            work(x)
+    return STEPS * len(x) / (time.perf_counter() - start)
+
+
+def ceiling() -> float:
+    """The most multiply-adds a second, counted as two, that a convolution of our network reaches here by itself."""
+    best = 0.0
+    for channels, side in ((32, 32), (64, 16), (64, 32), (128, 16)):
+        layer = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)
+        x = torch.randn(64, channels, side, side).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), make_fabric().autocast():
+            layer(x)
+            start = time.perf_counter()
+            for _ in range(10):
+                layer(x)
+        best = max(best, 10 * 64 * 2 * 9 * channels**2 * side**2 / (time.perf_counter() - start))
+    return best
+
+
+def compare_speed(x: Tensor) -> None:
+    size = x.shape[-1]
+    everyone = [Ours(size, 0.4), monai(), diffusers(size)]
+    print(f"{size}×{size}, batches of {BATCH}, {torch.get_num_threads()} threads, {make_fabric()._precision.precision}")
+    for fast in (False, True):
+        speeds = {(who.name, work): [] for who in everyone for work in ("train_step", "evaluate")}
+        if fast:
+            x = x.contiguous(memory_format=torch.channels_last)
+            for who in everyone[1:]:
+                who.network.to(memory_format=torch.channels_last)
+                who.average.to(memory_format=torch.channels_last)
+        for _ in range(ROUNDS + 1):  # in turn, and the first is to warm up
+            for who in everyone:
+                for work in ("train_step", "evaluate"):
+                    speeds[who.name, work].append(images_per_second(getattr(who, work), x, fast))
+        best = {key: sorted(values[1:])[ROUNDS // 2] for key, values in speeds.items()}
+        print("all in our precision and layout" if fast else "the peers as their examples run them")
+        for who in everyone:
+            rates = [best[who.name, work] for work in ("train_step", "evaluate")]
+            ratio = [best["ours", work] / rate for work, rate in zip(("train_step", "evaluate"), rates, strict=True)]
+            print(
+                f"  {who.name:<10}{count_parameters(who.network) / 1e6:.2f} M parameters   "
+                f"training {rates[0]:6.1f} images/s   evaluation {rates[1]:6.1f} images/s"
+                + ("" if who.name == "ours" else f"   ours {ratio[0]:.1f} and {ratio[1]:.1f} times as fast")
+            )
+
+    ours, top = everyone[0], ceiling()
+    for work, name in (("train_step", "training step"), ("evaluate", "evaluation")):
+        counter = FlopCounterMode(display=False)
+        with counter:
+            getattr(ours, work)(x)
+        rate = counter.get_total_flops() / BATCH * best["ours", work]
+        print(
+            f"  {name}: {rate / 1e9:.0f} of {top / 1e9:.0f} GFLOP/s that a convolution reaches here, {rate / top:.0%}"
+        )
+
+
+def compare_quality(run: Path, minutes: float) -> None:
+    train, test = (load_slices(run / "slices", split, ["HCM"]) for split in ("train", "test"))
+    everybody = with_targets(load_slices(run / "slices", "train"))
+    (folder,) = run.glob("evaluation/networks-*/encoder")
+    encoder = load_weights(Encoder(train.image_size), folder).eval()
+    real = encoder.features(train.images)
+    print(f"KID of test slices: {kernel_distance(real, encoder.features(test.images))[0]:.2f}")
+    sigma_data = train.images.std().item()
+    for who in (Ours(train.image_size, sigma_data), monai(), diffusers(train.image_size)):
+        learned: Slices = everybody if who.name == "ours" else train
+        torch.manual_seed(0)
+        who.network.train()
+        start = time.perf_counter()
+        while time.perf_counter() - start < 60 * minutes:
+            rows = torch.randint(len(learned), (BATCH,))
+            who.train_step(learned.images[rows], *([learned.labels[rows]] if who.name == "ours" else []))
+        value, low, high = kernel_distance(real, encoder.features(who.draw(DRAWN, train.image_size)))
+        print(f"{who.name}: {who.steps} steps in {minutes:g} min, KID {value:.2f} [{low:.2f}, {high:.2f}]", flush=True)
+
+
+def main() -> None:
+    run = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    with tempfile.TemporaryDirectory() as folder:
+        if run:
+            slices = load_slices(run / "slices", "train")
+        else:
+            slices = prepare(write_phantom(Path(folder) / "phantom", 5), Path(folder) / "slices", 64)
+        compare_speed(slices.images[:BATCH])
+    if len(sys.argv) > 2:
+        compare_quality(run, float(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()
