@@ -446,7 +446,8 @@ def test_real_slices_are_measured_by_expert_and_segmenter(phantom_slices):
     """The segmenter is shown the previous slice's mask, and those that no expert drew are left out."""
     masks, manifest = phantom_slices.masks[::7][:12], phantom_slices.manifest[::7][:12].reset_index(drop=True)
     images = masks.roll(1, 0)[:, None] / 1.5 - 1
-    few = replace(phantom_slices, images=images, masks=masks, manifest=manifest.assign(labelled=np.arange(12) != 5))
+    few = replace(phantom_slices, images=images, masks=masks, labels=phantom_slices.labels[::7][:12])
+    few = replace(few, manifest=manifest.assign(labelled=np.arange(12) != 5))
     both = measure_slices(few, Reader())
     expert, segmenter = (both[both["masks"] == name].set_index("row") for name in ("expert", "segmenter"))
     kept = [i for i in range(12) if i != 5]
