@@ -52,7 +52,12 @@ def cli() -> None:
     help="Steps to run, by number or name: 04,08 or dcgan,evaluation.",
 )
 @click.option("--set", "settings", multiple=True, metavar="STEP.NAME=VALUE", help="One parameter; may be repeated.")
-def run_command(profile, data, run, seed, image_size, only, settings) -> None:
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Models trained at once.  [default: one a core; one where there is a GPU]",
+)
+def run_command(profile, data, run, seed, image_size, only, settings, jobs) -> None:
     """Run the notebooks in order into runs/NAME and write the table and report.html."""
     os.environ["HCM_HEADLESS"] = "1"  # plain progress lines in the notebooks
     with _errors_to_exit_codes():
@@ -60,7 +65,7 @@ def run_command(profile, data, run, seed, image_size, only, settings) -> None:
         if image_size is not None:
             overrides.setdefault("data_preparation", {})["image_size"] = image_size
         steps = [step.strip() for step in only.split(",") if step.strip()]
-        folder = run_series(profile, data, run, seed, steps, overrides)
+        folder = run_series(profile, data, run, seed, steps, overrides, jobs)
     table = table_as_text(folder)
     click.echo(f"\n{table or 'no table yet: notebook 08 writes it'}\n")
     click.echo(f"report    {folder / 'report.html'}")

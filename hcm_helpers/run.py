@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import ast
 import difflib
+import itertools
 import json
 import logging
+import multiprocessing
 import os
 import platform
 import re
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
@@ -114,6 +118,9 @@ class NotebookError(Exception):
         super().__init__(message)
         self.bad_input = bad_input
 
+    def __reduce__(self):  # or on its way from another process it would lose bad_input
+        return type(self), (str(self), self.bad_input)
+
 
 def run_series(
     profile: str | None = None,
@@ -122,6 +129,7 @@ def run_series(
     seed: int | None = None,
     only: Iterable[str] = (),
     overrides: Mapping[str, Parameters] | None = None,
+    jobs: int | None = None,
     *,
     home: str | Path = ".",
     notebooks_dir: str | Path = NOTEBOOKS,
@@ -136,6 +144,9 @@ def run_series(
         seed: of every notebook; None: 0, or where `only` repeats steps of a run, that run's.
         only: the steps to run, by number or name; none named: all.
         overrides: step: parameter: value, over the profile's; the step by number or name.
+        jobs: how many of the models' notebooks run at once, the cores shared among them; None: as many as there are
+            cores, or one where there is a GPU. With more than one, a script that calls this needs the guard
+            `if __name__ == "__main__":`.
         home: the folder with runs/ and data/ in it.
         notebooks_dir: where the notebooks are.
         echo: prints one line.
@@ -171,28 +182,32 @@ def run_series(
         "versions": versions(),
         "machine": machine(),
     }
-    states = record.setdefault("notebooks", {})
+    states = dict(record.get("notebooks", {}))
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    jobs = default_jobs() if jobs is None else jobs
     with progress(len(notebooks), echo) as (begin, end):
-        for notebook in notebooks:
-            state = states[notebook] = {
-                "state": "running",
-                "seconds": None,
-                "parameters": parameters[notebook],
-            }
+
+        def started(notebook: str) -> None:
+            states[notebook] = {"state": "running", "seconds": None, "parameters": parameters[notebook]}
+            record["notebooks"] = dict(sorted(states.items()))
             write_record(folder, record)
             begin(notebook)
-            start, outcome = time.perf_counter(), "stopped"
-            try:
-                execute(notebooks_dir / f"{notebook}.ipynb", folder / "notebooks", parameters[notebook])
-                outcome = "done"
-            except NotebookError:
-                outcome = "failed"
-                raise
-            finally:
-                state |= {"state": outcome, "seconds": round(time.perf_counter() - start, 1)}
-                write_record(folder, record)
-            end(notebook, state["seconds"])
+
+        def ended(notebook: str, state: str, seconds: float) -> None:
+            states[notebook] |= {"state": state, "seconds": round(seconds, 1)}
+            write_record(folder, record)
+            if state == "done":
+                end(notebook, seconds)
+
+        for together in batches(notebooks):
+            calls = {
+                notebook: (notebooks_dir / f"{notebook}.ipynb", folder / "notebooks", parameters[notebook])
+                for notebook in together
+            }
+            if jobs > 1 and len(calls) > 1:
+                execute_at_once(calls, jobs, started, ended)
+            else:
+                execute_in_turn(calls, started, ended)
 
     write_report(folder)
     return folder
@@ -395,6 +410,106 @@ def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
     except CellTimeoutError:
         cause = f"a cell took longer than {CELL_TIMEOUT // 3600} hours"
         raise NotebookError(f"{notebook.stem}: {cause}\nthe notebook as far as it ran: {executed}") from None
+
+
+def batches(notebooks: Iterable[str]) -> list[list[str]]:
+    """The notebooks in their order, those of the models together: of them none reads what another one writes."""
+    together = itertools.groupby(notebooks, key=lambda notebook: "models" if STEPS[notebook] else notebook)
+    return [list(batch) for _, batch in together]
+
+
+def default_jobs() -> int:
+    """One on a GPU; without, one a core: PyTorch gains less from a second core than a second training does."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else machine()["cpu_cores"]
+
+
+Calls = Mapping[str, tuple[Path, Path, Parameters]]  # notebook: arguments of `execute`
+Started, Ended = Callable[[str], None], Callable[[str, str, float], None]
+
+
+def execute_in_turn(calls: Calls, started: Started, ended: Ended) -> None:
+    """Run notebooks one after the other, in this process.
+
+    Args:
+        calls: notebook: arguments of `execute`.
+        started, ended: are told each notebook, and at its end how it ended (done, failed, stopped) and its seconds.
+
+    Raises:
+        NotebookError: a cell failed; the notebooks after it are not run.
+    """
+    for notebook, arguments in calls.items():
+        started(notebook)
+        start, outcome = time.perf_counter(), "stopped"
+        try:
+            execute(*arguments)
+            outcome = "done"
+        except NotebookError:
+            outcome = "failed"
+            raise
+        finally:
+            ended(notebook, outcome, time.perf_counter() - start)
+
+
+def execute_at_once(calls: Calls, jobs: int, started: Started, ended: Ended) -> None:
+    """Run notebooks `jobs` at a time, each in a process of its own with its share of the cores.
+
+    The last one goes first, as the later notebooks take longer. Arguments as `execute_in_turn`.
+
+    Raises:
+        NotebookError: a cell failed; no more notebooks are started, and those that run have been run to their end.
+    """
+    waiting, running, failures = list(calls), {}, []
+    jobs = min(jobs, len(calls))
+    with (
+        environment("OMP_NUM_THREADS", str(max(1, machine()["cpu_cores"] // jobs))),
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), leave_with_parent) as pool,
+    ):
+        try:
+            while running or (waiting and not failures):
+                while waiting and not failures and len(running) < jobs:
+                    notebook = waiting.pop()
+                    started(notebook)
+                    running[pool.submit(execute, *calls[notebook])] = notebook, time.perf_counter()
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    notebook, start = running.pop(future)
+                    failure = future.exception()
+                    ended(notebook, "failed" if failure else "done", time.perf_counter() - start)
+                    failures += [failure] if failure else []
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            for notebook, start in running.values():
+                ended(notebook, "stopped", time.perf_counter() - start)
+            raise
+    if failures:
+        raise failures[0]
+
+
+def leave_with_parent() -> None:
+    """Have this process leave Ctrl-C to its parent, and end when the parent has, however it did."""
+    signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which its kernels would inherit
+
+    def follow() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable set for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The command line and the runner, on stand-in notebooks of a few lines."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -104,7 +105,7 @@ def test_a_run_leaves_notebooks_record_and_report(hcm, tmp_path, notebooks):
 
 def test_a_failing_cell_stops_the_run(hcm, tmp_path, notebooks):
     write_notebook(notebooks, "03_gan", TRAIN, "count = 0\n1 / count")
-    result = hcm("run", "--only", "03,04")
+    result = hcm("run", "--only", "03,04", "--jobs", "1")
     assert result.exit_code == 1
     executed = tmp_path / "runs" / "quick" / "notebooks" / "03_gan.ipynb"
     for part in (
@@ -118,6 +119,52 @@ def test_a_failing_cell_stops_the_run(hcm, tmp_path, notebooks):
     record = json.loads((tmp_path / "runs" / "quick" / "run.json").read_text())
     assert {name: notebook["state"] for name, notebook in record["notebooks"].items()} == {"03_gan": "failed"}
     assert not (tmp_path / "runs" / "quick" / "report.html").exists()
+
+
+# Each of the two waits until the other has begun, so it ends only if both run at once.
+MEET = """import pathlib, time, os
+here = pathlib.Path(run_dir)
+(here / "{mine}").write_text(os.environ["OMP_NUM_THREADS"])
+end = time.time() + 30
+while not (here / "{other}").exists():
+    assert time.time() < end, "the other one did not come"
+    time.sleep(0.05)
+"""
+
+
+def test_models_run_at_once_with_their_share_of_the_cores(hcm, tmp_path, notebooks, monkeypatch):
+    monkeypatch.setattr(run, "machine", lambda: {"cpu_cores": 6})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    write_notebook(notebooks, "02_vae", TRAIN, MEET.format(mine="a", other="b"))
+    write_notebook(notebooks, "03_gan", TRAIN, MEET.format(mine="b", other="a"))
+    result = hcm("run", "--only", "02,03", "--jobs", "2")
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "runs" / "quick"
+    assert (folder / "a").read_text() == (folder / "b").read_text() == "3"
+    assert "OMP_NUM_THREADS" not in os.environ
+    record = json.loads((folder / "run.json").read_text())
+    assert {name: notebook["state"] for name, notebook in record["notebooks"].items()} == {
+        "02_vae": "done",
+        "03_gan": "done",
+    }
+
+
+def test_of_models_at_once_one_fails_the_others_end(hcm, tmp_path, notebooks):
+    code = "from hcm_helpers.acdc import DataError\nraise DataError('too few slices')"
+    write_notebook(notebooks, "07_diffusion", TRAIN, code)
+    write_notebook(notebooks, "06_infogan", TRAIN, "import time\ntime.sleep(3)")
+    result = hcm("run", "--only", "02,06,07,08", "--jobs", "2")
+    assert result.exit_code == 2
+    assert "hcm: too few slices\n" in result.output
+    record = json.loads((tmp_path / "runs" / "quick" / "run.json").read_text())
+    states = {name: notebook["state"] for name, notebook in record["notebooks"].items()}
+    assert states == {"06_infogan": "done", "07_diffusion": "failed"}, "02 and 08 were not begun"
+
+
+def test_what_runs_together_reads_nothing_from_each_other():
+    together = run.batches(run.STEPS)
+    assert [len(batch) for batch in together] == [1, 6, 1, 1, 1]
+    assert [notebook for batch in together for notebook in batch] == list(run.STEPS)
 
 
 def test_bad_data_in_a_notebook_is_one_sentence(hcm, notebooks):
