@@ -19,12 +19,18 @@ STAMP = .venv/.stamp
 run: $(STAMP)
 	$(BIN)/hcm run --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(ARGS)
 
+# A core each, for tests as for the models' notebooks, of which none reads what another one writes.
+ATONCE = --numprocesses auto --maxprocesses 6
+NBVAL = --nbval-lax --nbval-current-env --nbval-cell-timeout=900
+
 test: export HCM_HEADLESS = 1
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest tests
-	$(BIN)/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=900 notebooks
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(ATONCE) --dist worksteal tests
+	$(BIN)/pytest $(NBVAL) notebooks/01_*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(NBVAL) $(ATONCE) --dist loadfile notebooks/0[2-7]_*.ipynb
+	$(BIN)/pytest $(NBVAL) notebooks/0[89]_*.ipynb notebooks/10_*.ipynb
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks $(ARGS)

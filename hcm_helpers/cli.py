@@ -71,6 +71,23 @@ def run_command(profile, data, run, seed, image_size, only, settings, jobs) -> N
     click.echo(f"report    {folder / 'report.html'}")
 
 
+@cli.command("ablate")
+@click.argument("model")
+@click.option("--run", "name", required=True, metavar="NAME", help="A run with notebooks 01 and 08 done.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Of each training.  [default: a third of the profile's]")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Trainings of each variant.")
+@click.option("--only", "only", multiple=True, metavar="VARIANT", help="Beside `as it is`; may be repeated.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Trainings at once.  [default: one a core]")
+def ablate_command(model, name, epochs, seeds, only, jobs) -> None:
+    """Train MODEL short, with one part of its recipe changed at a time, into runs/NAME/ablation/MODEL.csv."""
+    os.environ["HCM_HEADLESS"] = "1"
+    with _errors_to_exit_codes():
+        from hcm_helpers import ablation
+
+        table = ablation.ablate(model, name, epochs, seeds, only, jobs, echo=click.echo)
+    click.echo(f"\n{ablation.render(table)}")
+
+
 @cli.command("phantom")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--patients", default=50, help="Number of patients; the five groups in turn.")

@@ -44,6 +44,7 @@ def fit(
     patience: int = 20,
     validate_every: int = 1,
     ema_decay: float | Sequence[float] = 0.999,
+    cooldown: float = 0.0,
     num_snapshots: int = 0,
     seed: int = 0,
     resume: bool = False,
@@ -65,6 +66,7 @@ def fit(
         validate_every: epochs from one validation, and checkpoint, to the next.
         ema_decay: of the exponential moving average of the weights, an average over 1/(1 − decay) steps. Of several,
             each validation takes the one that does best.
+        cooldown: share of the epochs, at the end, in which the learning rate falls to 0 in a straight line.
         num_snapshots: so many times, evenly through training, eight images are drawn from the average with the same
             noise (`load_snapshots`).
         seed: of the shuffling and of the noise in training.
@@ -109,8 +111,10 @@ def fit(
     torch.manual_seed(seed)
     if resume and last.exists():
         state = torch.load(last, weights_only=True)
-        if len(state.get("averages", ())) != len(averages):
-            raise DataError(f"{last} is of other averages or an earlier version; delete its folder to train anew")
+        if len(state.get("averages", ())) != len(averages) or state["optimizers"].keys() != optimizers.keys():
+            raise DataError(
+                f"{last} is of other averages or optimizers, or an earlier version; delete its folder to train anew"
+            )
         model.load_state_dict(state["model"])
         for average, weights in zip(averages.values(), state["averages"], strict=True):
             average.load_state_dict(weights)
@@ -128,6 +132,9 @@ def fit(
     progress = Progress(epochs, first=len(history), name=type(model).__name__)
     for epoch in range(len(history) + 1, epochs + 1):
         model.train()
+        falling = min(1.0, (epochs + 1 - epoch) / (cooldown * epochs)) if cooldown else 1.0
+        for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * falling
         losses: dict[str, list[Tensor]] = {}
         order = torch.randperm(len(images)).to(images.device)
         batches = order[: len(order) // batch_size * batch_size].split(batch_size)

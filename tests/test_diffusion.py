@@ -101,6 +101,8 @@ def test_unknown_names_are_refused():
         Diffusion(32, width=8, sampler="leap")
     with pytest.raises(DataError, match=r"recipe='v'.*'epsilon' or 'edm'"):
         Diffusion(32, width=8, recipe="v")
+    with pytest.raises(DataError, match=r"optimizer='sgd'.*'muon' or 'adam'"):
+        Diffusion(32, width=8, optimizer="sgd")
 
 
 @pytest.mark.parametrize("width", [0, 20])
@@ -375,10 +377,36 @@ def trained_on(model: Diffusion, batch: Batch) -> list[tuple]:
     seen = []
     model.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs))
     fabric = make_fabric()
-    optimizers = {"diffusion": fabric.setup_optimizers(*model.optimizers(1e-4, (0.9, 0.999)).values())}
+    optimizers = model.optimizers(1e-4, (0.9, 0.999))
     for _ in range(20):
         model.train_step(batch, optimizers, fabric)
     return seen
+
+
+def test_muon_takes_the_convolutions_and_adam_the_rest():
+    model = Diffusion(32, width=8, num_classes=5)
+    found = model.optimizers(1e-3, (0.9, 0.999))
+    taken = {name: {id(p) for group in opt.param_groups for p in group["params"]} for name, opt in found.items()}
+    assert {id(p) for p in model.parameters()} == taken["muon"] | taken["adam"]
+    assert not taken["muon"] & taken["adam"]
+    names = {name for name, p in model.named_parameters() if id(p) in taken["muon"]}
+    assert names == {name for name, p in model.named_parameters() if p.ndim == 4} - {"network.out.2.weight"}
+    assert (found["muon"].param_groups[0]["lr"], found["adam"].param_groups[0]["lr"]) == pytest.approx((1e-2, 1e-3))
+    (only,) = Diffusion(32, width=8, optimizer="adam").optimizers(1e-3, (0.5, 0.999)).values()
+    assert isinstance(only, torch.optim.Adam)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_a_training_step_moves_every_weight_it_can(optimizer):
+    torch.manual_seed(0)
+    model = Diffusion(32, width=8, optimizer=optimizer)
+    before = [p.detach().clone() for p in model.parameters()]
+    batch = Batch(torch.rand(4, 1, 32, 32) * 2 - 1, torch.zeros(4, dtype=torch.long))
+    fabric, optimizers = make_fabric(), model.optimizers(1e-3, (0.9, 0.999))
+    for _ in range(3):  # blocks begin as the identity, so that their first layers wait for a gradient
+        model.train_step(batch, optimizers, fabric)
+    still = [name for (name, p), b in zip(model.named_parameters(), before, strict=True) if torch.equal(p, b)]
+    assert set(still) <= {"network.amounts.weight"}, "nothing was done to the images"
 
 
 def test_each_condition_is_withheld_as_often_as_asked_for():

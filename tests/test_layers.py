@@ -1,4 +1,4 @@
-"""The losses of a game by hand, and a discriminator of spectral norm 1 that is averaged, saved and loaded."""
+"""The losses of a game by hand, Muon's orthogonal steps, and a discriminator of spectral norm 1."""
 
 from copy import deepcopy
 from math import log
@@ -99,3 +99,50 @@ def test_r1_penalty_of_a_linear_discriminator_is_half_the_square_of_its_slope():
     slope = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     penalty = layers.r1_penalty(lambda x: (x * slope).flatten(1).sum(1), torch.rand(5, 1, 4, 4))
     assert penalty.item() == pytest.approx(0.5 * slope.square().sum().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 9), (3, 9, 6)])
+def test_orthogonal_keeps_the_directions_and_evens_out_the_sizes(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    s = torch.linalg.svdvals(layers.orthogonal(x))
+    assert ((s > 0.65) & (s < 1.25)).all(), "as far as five iterations bring them"
+    torch.testing.assert_close(layers.orthogonal(100 * x), layers.orthogonal(x))
+    # U and V are those of x: in its own axes the result is diagonal.
+    own_u, _, own_vh = torch.linalg.svd(x, full_matrices=False)
+    inner = own_u.mT @ layers.orthogonal(x) @ own_vh.mT
+    torch.testing.assert_close(inner, torch.diag_embed(inner.diagonal(dim1=1, dim2=2)), atol=1e-6, rtol=0)
+    assert (inner.diagonal(dim1=1, dim2=2) > 0).all(), "down the gradient, not up"
+
+
+def test_muon_goes_down_in_steps_of_its_rate():
+    """On Σ (W − target)² a step has the spectral norm lr √(out/in), and many small ones arrive."""
+    target = torch.randn(8, 2, 2, 1, generator=torch.Generator().manual_seed(0))
+    weight, other = nn.Parameter(torch.zeros(8, 2, 2, 1)), nn.Parameter(torch.zeros(4, 4))
+    muon = layers.Muon([weight, other], lr=0.1)
+    for number in range(200):
+        before = weight.detach().clone()
+        muon.zero_grad()
+        ((weight - target) ** 2).sum().backward()
+        muon.param_groups[0]["lr"] = 0.1 * (1 - number / 200)
+        muon.step()
+        if number == 0:
+            size = torch.linalg.matrix_norm((weight.detach() - before).reshape(8, 4), 2).item()
+            assert size == pytest.approx(0.1 * 2**0.5, rel=0.3)
+    assert (weight - target).abs().max() < 0.05
+    assert not other.any(), "it had no gradient"
+
+
+def test_muon_goes_on_from_its_state():
+    def two_steps(stop: bool) -> torch.Tensor:
+        weight = nn.Parameter(torch.ones(3, 5))
+        muon = layers.Muon([weight], lr=0.1)
+        for number in range(2):
+            if number and stop:
+                state = deepcopy(muon.state_dict())
+                muon = layers.Muon([weight], lr=9.0)
+                muon.load_state_dict(state)
+            weight.grad = torch.arange(15.0).reshape(3, 5) * (-1) ** number + 1
+            muon.step()
+        return weight.detach()
+
+    assert torch.equal(two_steps(stop=True), two_steps(stop=False))

@@ -105,6 +105,31 @@ def test_an_epoch_sees_each_slice_once_and_leaves_out_what_fills_no_batch(tmp_pa
     assert not torch.equal(model.seen[0].images, model.seen[2].images)  # shuffled anew
 
 
+class Rated(Scripted):
+    """Notes the learning rate of each step."""
+
+    def train_step(self, batch, optimizers, fabric):
+        self.rates = [*getattr(self, "rates", []), optimizers["counter"].param_groups[0]["lr"]]
+        return super().train_step(batch, optimizers, fabric)
+
+
+def test_the_learning_rate_falls_in_the_cooldown(tmp_path):
+    model = Rated(script=(1.0,) * 10)
+    train(model, tmp_path / "a", learning_rate=0.6, cooldown=0.3)
+    assert model.rates[::2] == model.rates[1::2], "two steps an epoch"
+    assert model.rates[::2] == pytest.approx([0.6] * 8 + [0.4, 0.2])
+    plain = Rated(script=(1.0,) * 10)
+    train(plain, tmp_path / "b", learning_rate=0.6)
+    assert set(plain.rates) == {0.6}
+    # what is resumed falls from the same height
+    stopped = Rated(script=(1.0,) * 10)
+    train(stopped, tmp_path / "c", learning_rate=0.6, cooldown=0.3)
+    longer = Rated(script=(1.0,) * 20)
+    longer.load_state_dict(stopped.state_dict())
+    train(longer, tmp_path / "c", learning_rate=0.6, cooldown=0.3, epochs=12, resume=True)
+    assert longer.rates[::2] == pytest.approx([0.6 * 2 / 3.6, 0.6 / 3.6])
+
+
 def test_training_stops_when_patience_is_at_its_end(tmp_path):
     script = (5.0, 4.0, 3.0, 3.5, 3.5, 3.0, 9.0, 1.0)  # best in epoch 3; as good in epoch 6 is not better
     history = train(Scripted(script), tmp_path, patience=4)
@@ -272,7 +297,7 @@ def test_interrupted_and_resumed_is_as_if_it_had_never_stopped(tmp_path):
 
 def test_a_checkpoint_of_other_averages_is_refused(tmp_path):
     train(Scripted((1.0,) * 4), tmp_path, epochs=2)
-    with pytest.raises(DataError, match=r"last\.pt is of other averages or an earlier version; delete"):
+    with pytest.raises(DataError, match=r"last\.pt is of other averages or optimizers, or an earlier version; delete"):
         train(Scripted((1.0,) * 4), tmp_path, epochs=4, ema_decay=[0.0, 0.5], resume=True)
 
 

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter_amounts, move
-from hcm_helpers.models.layers import Batch, adam, check_width, step
+from hcm_helpers.models.layers import Batch, Muon, adam, check_width, step
 from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
 from hcm_helpers.slices import Slices, check_image_size, drawn_slices
 
@@ -213,11 +213,12 @@ class Diffusion(nn.Module):
         guidance: weight w of the conditions in drawing, D_w = D(x; σ) + w (D(x; σ, c) − D(x; σ)); 1 for the plain
             conditional model, which takes one evaluation instead of two (Ho & Salimans 2022, arXiv 2207.12598).
         with_masks: whether it draws each image together with its mask, from `with_mask_channels`.
+        optimizer: "muon" for the convolutions (`layers.Muon`), or the paper's "adam" for all.
         sampler: a name of `samplers.SAMPLERS`; "ancestral" is the paper's equation 12.
         sampling_steps: levels that `sample` visits.
 
     Raises:
-        DataError: an unknown recipe, schedule or sampler, or more steps than the chain has of a sampler on it.
+        DataError: unknown recipe, schedule, optimizer, sampler, or more steps than the chain of the sampler has.
     """
 
     def __init__(
@@ -236,6 +237,7 @@ class Diffusion(nn.Module):
         drop_conditions: float = 0.1,
         guidance: float = 1.0,
         with_masks: bool = False,
+        optimizer: str = "muon",
         sampler: str = "dpmpp_2m",
         sampling_steps: int = 20,
     ):
@@ -246,6 +248,9 @@ class Diffusion(nn.Module):
             raise DataError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
         if recipe not in ("epsilon", "edm"):
             raise DataError(f"recipe={recipe!r}: choose 'epsilon' or 'edm'")
+        if optimizer not in ("muon", "adam"):
+            raise DataError(f"optimizer={optimizer!r}: choose 'muon' or 'adam'")
+        self.optimizer = optimizer
         self.with_masks, self.channels = with_masks, 4 if with_masks else 1
         self.network = UNet(image_size, width, num_classes, dropout, self.channels)
         self.image_size, self.num_steps, self.num_classes = image_size, num_steps, num_classes
@@ -260,8 +265,14 @@ class Diffusion(nn.Module):
         self.levels()  # refuses too many steps
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
-        """One Adam: there is no opponent."""
-        return {"diffusion": adam(self.parameters(), learning_rate, betas)}
+        """Adam for all, or Muon for the U-Net's convolutions, at ten times the rate, and Adam for the rest."""
+        if self.optimizer == "adam":
+            return {"adam": adam(self.parameters(), learning_rate, betas)}
+        # The last convolution names pixels, not features; Adam is usual for it.
+        matrices = [p for p in self.network.parameters() if p.ndim == 4 and p is not self.network.out[2].weight]
+        chosen = {id(p) for p in matrices}
+        rest = [p for p in self.parameters() if id(p) not in chosen]
+        return {"muon": Muon(matrices, 10 * learning_rate), "adam": adam(rest, learning_rate, betas)}
 
     def diffuse(self, x: Tensor, t: Tensor, epsilon: Tensor) -> Tensor:
         """q(x_t | x_0) in one stride: √ᾱ_t x_0 + √(1 − ᾱ_t) ε (Ho et al., equation 4). t (B,) in 0 … T."""
@@ -334,7 +345,7 @@ class Diffusion(nn.Module):
             drop = torch.rand(len(x), 4, device=x.device) < self.drop_conditions
             targets = targets.masked_fill(drop[:, :3] | drop[:, 3:], -1.0)
         loss = self.loss(Batch(x, targets), amounts)
-        step(optimizers["diffusion"], loss, fabric)
+        step(list(optimizers.values()), loss, fabric)
         return {"loss": loss}
 
     def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:

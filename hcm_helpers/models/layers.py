@@ -38,11 +38,67 @@ def adam(parameters, learning_rate: float, betas: tuple[float, float]) -> Adam:
     return Adam(list(parameters), lr=learning_rate, betas=tuple(betas))
 
 
-def step(optimizer: Optimizer, loss: Tensor, fabric: Fabric) -> None:
-    """One step of one player down its loss."""
-    optimizer.zero_grad(set_to_none=True)
+class Muon(Optimizer):
+    """Momentum, and of each layer's step the nearest orthogonal matrix: every direction of it is learned equally fast.
+
+    For weights of two or more dimensions, which it takes as matrices (out, in · height · width); the rest of a network
+    is left to Adam.
+
+    Args:
+        parameters: the weights.
+        lr: spectral norm of a step, times √(out / in) where that is above 1.
+        momentum: share of the running mean that a step keeps.
+
+    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; the five iterations and their factors too.
+    """
+
+    def __init__(self, parameters, lr: float = 0.02, momentum: float = 0.95):
+        super().__init__(list(parameters), {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step; weights of one shape are made orthogonal together, which is faster."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, weights in by_shape.items():
+                gradients = [p.grad for p in weights]
+                for p in weights:
+                    if "mean" not in self.state[p]:
+                        self.state[p]["mean"] = torch.zeros_like(p)
+                means = [self.state[p]["mean"] for p in weights]
+                torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+                ahead = [g.lerp(m, group["momentum"]) for g, m in zip(gradients, means, strict=True)]
+                steps = orthogonal(torch.stack([a.reshape(shape[0], -1) for a in ahead]))
+                size = group["lr"] * max(1.0, steps.shape[1] / steps.shape[2]) ** 0.5
+                for p, direction in zip(weights, steps, strict=True):
+                    p.sub_(direction.reshape(shape), alpha=size)
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """Matrices (N, out, in) with their singular values brought near 1, roughly: to 0.7 … 1.2, as in Jordan et al. 2024.
+
+    Of x = U S Vᵀ it keeps U and Vᵀ, by five steps of an odd polynomial in x, which acts on each singular value.
+    """
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.mT if tall else x
+
+
+def step(optimizers: Optimizer | list[Optimizer], loss: Tensor, fabric: Fabric) -> None:
+    """One step of one player down its loss, with all its optimizers."""
+    optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     # Autocast keeps its bf16 copies of the weights until the training step ends; the next player in the
     # same step must see the weights as they are now.
     torch.clear_autocast_cache()

@@ -1,0 +1,192 @@
+"""What each part of a model's recipe buys: the model's notebook, run short with one parameter changed at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from hcm_helpers import anatomy, fidelity, run
+from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.files import write_whole
+from hcm_helpers.run import Parameters, find_step
+from hcm_helpers.slices import load_slices
+from hcm_helpers.training import load_samples, load_weights
+
+# The measured tables of ACDC that notebooks show where a run has none of its own; numbers only.
+MEASURED = Path(__file__).resolve().parent.parent / "docs" / "ablation"
+
+AS_IT_IS = "as it is"
+
+# Model: what is changed: parameters of its notebook.
+CONVOLUTIONAL = {
+    "no augmentation": {"augment": False},
+    "no average of weights": {"ema_decay": 0.0},
+    "no label smoothing": {"label_smoothing": 0.0},
+    "gradient penalty": {"gradient_penalty": 0.1},
+    "hinge, spectral norm": {"loss": "hinge", "spectral_norm": True},
+}
+VARIANTS: dict[str, dict[str, Parameters]] = {
+    "vae": {
+        "no augmentation": {"augment": False},
+        "no residual blocks": {"num_blocks": 0},
+        "no KL warm-up": {"kl_warmup": 0},
+        "one normal, no map": {"prior_components": 1},
+    },
+    "gan": {
+        "no average of weights": {"ema_decay": 0.0},
+        "no label smoothing": {"label_smoothing": 0.0},
+        "gradient penalty": {"gradient_penalty": 0.1},
+    },
+    "dcgan": CONVOLUTIONAL,
+    "acgan": CONVOLUTIONAL | {"cosine classifier": {"classifier": "cosine"}, "class weight 1": {"class_weight": 1.0}},
+    "infogan": CONVOLUTIONAL | {"no mutual information": {"mutual_information_weight": 0.0}},
+    "diffusion": {
+        "no augmentation": {"augment": 0.0},
+        "no average of weights": {"ema_decay": [0.0]},
+        "recipe epsilon": {"recipe": "epsilon"},
+        "all groups": {"conditional": True},
+        "HCM only": {"conditional": False},
+        "adam": {"optimizer": "adam"},
+        "no cooldown": {"cooldown": 0.0},
+        "with masks": {"with_masks": True},
+    },
+}
+SHORT = {"diffusion": {"compare_steps": [5, 10]}, "acgan": {"judge_epochs": 1}, "infogan": {"segmenter_epochs": 1}}
+
+
+def ablate(
+    model: str,
+    name: str,
+    epochs: int | None = None,
+    seeds: int = 1,
+    only: Iterable[str] = (),
+    jobs: int | None = None,
+    num_samples: int = 500,
+    *,
+    home: str | Path = ".",
+    echo: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Train a model as its profile has it and with one parameter changed at a time, and judge each by notebook 08's
+    networks, into runs/NAME/ablation/MODEL.csv.
+
+    Args:
+        model: a key of VARIANTS.
+        name: of a run whose slices and networks are there, from notebooks 01 and 08.
+        epochs: of each training; None: a third of those of the run's profile.
+        seeds: trainings of each variant, with the seeds 0 to seeds − 1.
+        only: the variants to train beside "as it is"; none named: all.
+        jobs: trainings at once, as in `run.run_series`.
+        num_samples: images drawn of each.
+        home: the folder with runs/ in it.
+        echo: prints one line.
+
+    Returns:
+        A row a variant and seed: KID with its interval over images, precision, recall, share of plausible hearts,
+        seconds of training.
+
+    Raises:
+        DataError: an unknown model or variant, or a run without slices or networks; nothing has been started.
+        NotebookError: a training failed.
+    """
+    if model not in VARIANTS:
+        raise run.unknown("model", model, VARIANTS)
+    for variant in only:
+        if variant not in VARIANTS[model]:
+            raise run.unknown("variant", variant, VARIANTS[model])
+    folder, notebook = Path(home).resolve() / "runs" / run.run_name(name), find_step(model)
+    judge = Judge(folder)
+    profile = run.earlier_record(Path(home).resolve(), name).get("profile", "quick")
+    base = run.plan(profile, folder, 0, [notebook], {})[notebook] | SHORT.get(model, {})
+    base |= {"epochs": epochs or max(1, base["epochs"] // 3), "num_samples": num_samples}
+
+    changes = {key: values for key, values in VARIANTS[model].items() if not only or key in only}
+    chosen = {AS_IT_IS: {}} | {key: values for key, values in changes.items() if base | values != base}
+    calls, places = {}, {}
+    for seed in range(seeds):
+        for variant, change in chosen.items():
+            label = f"{variant}, seed {seed}"
+            places[label] = place = folder / "ablation" / model / label.replace(",", "").replace(" ", "_")
+            (place / "notebooks").mkdir(parents=True, exist_ok=True)
+            if not (place / "slices").exists():
+                (place / "slices").symlink_to(folder / "slices")
+            parameters = base | change | {"run_dir": str(place), "seed": seed}
+            calls[label] = run.NOTEBOOKS / f"{notebook}.ipynb", place / "notebooks", parameters
+    rows: dict[str, dict] = {}
+
+    def ended(label: str, state: str, seconds: float) -> None:
+        if state != "done":
+            return
+        variant, seed = label.rsplit(", seed ", 1)
+        history = pd.read_csv(places[label] / model / "history.csv")
+        rows[label] = {"variant": variant, "seed": int(seed), "epochs": base["epochs"]}
+        rows[label] |= judge(places[label] / model) | {"seconds_training": history["seconds"].iloc[-1]}
+        echo(f"{label:<32}KID {rows[label]['KID']:.2f}{run.clock(seconds):>9}")
+
+    jobs = run.default_jobs() if jobs is None else jobs
+    run.execute_at_once(calls, jobs, lambda label: None, ended)
+    table = pd.DataFrame([rows[label] for label in calls])
+    write_whole(folder / "ablation" / f"{model}.csv", lambda path: table.to_csv(path, index=False, float_format="%.5g"))
+    return table
+
+
+class Judge:
+    """The networks of notebook 08 and the training slices with HCM of a run, to judge the samples in a folder.
+
+    Raises:
+        DataError: the run has no slices or no networks.
+    """
+
+    def __init__(self, folder: Path):
+        self.real = load_slices(folder / "slices", "train", ["HCM"])
+        networks = folder / "evaluation" / f"networks-{self.real.fingerprint[:8]}"
+        if not networks.is_dir():
+            raise DataError(f"{networks} is missing; run notebooks 01 and 08 first, by `hcm run --run {folder.name}`")
+        size = self.real.image_size
+        self.encoder = load_weights(fidelity.Encoder(size), networks / "encoder")
+        self.segmenter = load_weights(anatomy.Segmenter(size), networks / "segmenter")
+        self.features = self.encoder.features(self.real.images)
+
+    def __call__(self, folder: Path) -> dict[str, float]:
+        images, labels = load_samples(folder)
+        images = images[(labels == GROUPS.index("HCM")) | (labels == -1)]
+        drawn = self.encoder.features(images)
+        near = fidelity.neighbourhoods(self.features, drawn)
+        hearts = anatomy.measure_all(anatomy.segment(self.segmenter, images), self.real.pixel_mm)
+        kid = dict(zip(("KID", "low", "high"), fidelity.kernel_distance(self.features, drawn), strict=True))
+        shares = {measure: near[measure].mean().item() for measure in ("precision", "recall")}
+        return kid | shares | {"plausible": hearts["plausible"].mean()}
+
+
+def render(table: pd.DataFrame) -> pd.DataFrame:
+    """The table to read, a row a variant, "as it is" on top.
+
+    One seed: KID with its interval over the images. Several: mean and range over the seeds.
+    """
+    several = table["seed"].nunique() > 1
+    rows = {}
+    for variant, group in table.groupby("variant", sort=False):
+        low, high = (group["KID"].min(), group["KID"].max()) if several else group[["low", "high"]].iloc[0]
+        rows[variant] = {
+            "KID": f"{group['KID'].mean():.2f} [{low:.2f}, {high:.2f}]",
+            "precision": f"{group['precision'].mean():.2f}",
+            "recall": f"{group['recall'].mean():.2f}",
+            "plausible, %": f"{100 * group['plausible'].mean():.0f}",
+            "training, s": f"{group['seconds_training'].mean():.0f}",
+        }
+    return pd.DataFrame(rows).T
+
+
+def show(run_dir: str | Path, model: str) -> pd.DataFrame | None:
+    """Print whose table it is and return it as `render` has it: the run's own, else the measured one of ACDC."""
+    own, measured = Path(run_dir) / "ablation" / f"{model}.csv", MEASURED / f"{model}.csv"
+    path = own if own.is_file() else measured
+    if not path.is_file():
+        print(f"not measured yet: `hcm ablate {model} --run NAME` does it")
+        return None
+    table = pd.read_csv(path)
+    where = "this run" if path == own else "real ACDC, 64×64, profile cpu"
+    seeds, epochs = table["seed"].nunique(), table["epochs"].iloc[0]
+    print(f"{where}; {epochs} epochs each, {seeds} seed{'s' if seeds > 1 else ''}")
+    return render(table)

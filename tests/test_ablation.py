@@ -1,0 +1,111 @@
+"""One part of a recipe changed at a time: what is trained, how it is judged, what is shown."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from hcm_helpers import ablation, anatomy, fidelity, run, slices, training
+from hcm_helpers.acdc import DataError
+
+
+@pytest.fixture(scope="module")
+def home(small_phantom, tmp_path_factory):
+    """A folder with a run "a": slices, and the networks of notebook 08 as they are before any training."""
+    home = tmp_path_factory.mktemp("home")
+    folder = home / "runs" / "a"
+    slices.prepare(small_phantom, folder / "slices", 32)
+    kept = folder / "evaluation" / f"networks-{slices.load_slices(folder / 'slices').fingerprint[:8]}"
+    torch.manual_seed(0)
+    for name, network in (("encoder", fidelity.Encoder(32)), ("segmenter", anatomy.Segmenter(32))):
+        (kept / name).mkdir(parents=True)
+        training.save_weights(network, kept / name)
+    return home
+
+
+def test_each_variant_is_the_notebook_with_one_parameter_changed(home):
+    told = []
+    table = ablation.ablate(
+        "gan", "a", epochs=1, seeds=2, only=["gradient penalty"], num_samples=60, home=home, echo=told.append
+    )
+    assert list(zip(table["variant"], table["seed"], strict=True)) == [
+        ("as it is", 0),
+        ("gradient penalty", 0),
+        ("as it is", 1),
+        ("gradient penalty", 1),
+    ]
+    assert len(told) == 4
+    found = {}
+    for path in sorted((home / "runs" / "a" / "ablation" / "gan").iterdir()):
+        record = json.loads((path / "gan" / "run.json").read_text())
+        found[path.name] = record["parameters"] | {"seed": record["seed"]}
+    plain, changed = found["as_it_is_seed_1"], found["gradient_penalty_seed_1"]
+    assert plain["epochs"] == 1
+    assert {name for name in plain if plain[name] != changed[name]} == {"gradient_penalty"}
+    assert changed["gradient_penalty"] == 0.1
+    assert {name for name in plain if plain[name] != found["as_it_is_seed_0"][name]} == {"seed"}
+    pd.testing.assert_frame_equal(
+        pd.read_csv(home / "runs" / "a" / "ablation" / "gan.csv"), table, rtol=1e-4, check_dtype=False
+    )
+
+
+def test_the_judge_knows_real_slices(home):
+    judge = ablation.Judge(home / "runs" / "a")
+    (home / "real").mkdir()
+    (home / "noise").mkdir()
+    training.save_samples(judge.real.images, home / "real")
+    same = judge(home / "real")
+    assert same["KID"] <= 0, "the unbiased estimate of a set against itself"
+    assert same["precision"] == same["recall"] == 1
+    noise = torch.rand(len(judge.real), 1, 32, 32) * 2 - 1
+    training.save_samples(noise, home / "noise")
+    assert judge(home / "noise")["KID"] > same["high"]
+
+
+@pytest.mark.parametrize("model", ablation.VARIANTS)
+def test_variants_change_what_the_notebook_has(model):
+    step = run.find_step(model)
+    bases = [run.plan(profile, run.NOTEBOOKS, 0, [step], {})[step] for profile in ("quick", "cpu")]
+    for name, change in (ablation.VARIANTS[model] | {"short": ablation.SHORT.get(model, {})}).items():
+        changed = {parameter: run.checked(parameter, value, bases[0][parameter]) for parameter, value in change.items()}
+        assert name == "short" or any(base | changed != base for base in bases), name
+
+
+def test_bad_input(home, tmp_path):
+    with pytest.raises(DataError, match="unknown model 'dcgann'; the nearest is 'dcgan'"):
+        ablation.ablate("dcgann", "a", home=home)
+    with pytest.raises(DataError, match="nearest is 'gradient penalty'"):
+        ablation.ablate("gan", "a", only=["gradient penality"], home=home)
+    with pytest.raises(DataError):
+        ablation.ablate("gan", "b", home=tmp_path)
+    (tmp_path / "runs" / "b").mkdir(parents=True)
+    (tmp_path / "runs" / "b" / "slices").symlink_to(home / "runs" / "a" / "slices")
+    with pytest.raises(DataError, match=r"networks-.* is missing; run notebooks 01 and 08 first, by `hcm run --run b`"):
+        ablation.ablate("gan", "b", home=tmp_path)
+
+
+def test_one_seed_shows_the_interval_several_the_range(tmp_path, capsys):
+    table = pd.DataFrame(
+        {
+            "variant": ["as it is", "no augmentation"] * 2,
+            "seed": [0, 0, 1, 1],
+            "epochs": 5,
+            "KID": [1.0, 3.0, 2.0, 4.0],
+            "low": [0.9, 2.9, 1.9, 3.9],
+            "high": [1.1, 3.1, 2.1, 4.1],
+            "precision": 0.5,
+            "recall": [0.2, 0.4, 0.4, 0.4],
+            "plausible": 0.75,
+            "seconds_training": 10.0,
+        }
+    )
+    one = ablation.render(table[table["seed"] == 0])
+    assert list(one["KID"]) == ["1.00 [0.90, 1.10]", "3.00 [2.90, 3.10]"]
+    several = ablation.render(table)
+    assert list(several["KID"]) == ["1.50 [1.00, 2.00]", "3.50 [3.00, 4.00]"]
+    assert several.loc["as it is", ["recall", "plausible, %"]].tolist() == ["0.30", "75"]
+    (tmp_path / "ablation").mkdir()
+    table.to_csv(tmp_path / "ablation" / "gan.csv", index=False)
+    pd.testing.assert_frame_equal(ablation.show(tmp_path, "gan"), several)
+    assert capsys.readouterr().out == "this run; 5 epochs each, 2 seeds\n"
