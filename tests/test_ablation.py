@@ -2,6 +2,7 @@
 
 import json
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -24,30 +25,53 @@ def home(small_phantom, tmp_path_factory):
     return home
 
 
-def test_each_variant_is_the_notebook_with_one_parameter_changed(home):
+# In the place of a training: tells what it was given.
+STAND_IN = """
+import json, torch
+from pathlib import Path
+from hcm_helpers import training
+folder = Path(run_dir) / "gan"
+folder.mkdir(exist_ok=True)
+torch.manual_seed(seed)
+training.save_samples(torch.rand(num_samples, 1, 32, 32) * 2 - 1, folder)
+(folder / "history.csv").write_text("epoch,seconds\\n1,2.5\\n")
+(folder / "told.json").write_text(json.dumps({name: globals()[name] for name in NAMES}))
+"""
+
+
+def test_each_variant_is_the_notebook_with_one_parameter_changed(home, tmp_path, monkeypatch):
+    parameters = run.stored_parameters(run.NOTEBOOKS / "03_gan.ipynb")
+    cells = [nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))]
+    cells[0].metadata["tags"] = ["parameters"]
+    cells.append(nbformat.v4.new_code_cell(STAND_IN.replace("NAMES", repr(list(parameters)))))
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "03_gan.ipynb")
+    monkeypatch.setattr(run, "NOTEBOOKS", tmp_path)
+
     told = []
-    table = ablation.ablate(
-        "gan", "a", epochs=1, seeds=2, only=["gradient penalty"], num_samples=60, home=home, echo=told.append
-    )
+    settings = {"epochs": 1, "seeds": 2, "only": ["gradient penalty"], "num_samples": 60}
+    table = ablation.ablate("gan", "a", **settings, home=home, echo=told.append)
     assert list(zip(table["variant"], table["seed"], strict=True)) == [
         ("as it is", 0),
         ("gradient penalty", 0),
         ("as it is", 1),
         ("gradient penalty", 1),
     ]
+    assert table["seconds_training"].tolist() == [2.5] * 4
     assert len(told) == 4
     found = {}
-    for path in sorted((home / "runs" / "a" / "ablation" / "gan").iterdir()):
-        record = json.loads((path / "gan" / "run.json").read_text())
-        found[path.name] = record["parameters"] | {"seed": record["seed"]}
-    plain, changed = found["as_it_is_seed_1"], found["gradient_penalty_seed_1"]
-    assert plain["epochs"] == 1
+    for place in (home / "runs" / "a" / "ablation" / "gan").iterdir():
+        found[place.name] = json.loads((place / "gan" / "told.json").read_text())
+        assert found[place.name].pop("run_dir") == str(place)
+        assert (place / "slices" / "slices.json").is_file()
+    plain, changed, other = (found[n] for n in ("as_it_is_seed_0", "gradient_penalty_seed_0", "as_it_is_seed_1"))
+    assert (plain["epochs"], plain["num_samples"]) == (1, 60)
     assert {name for name in plain if plain[name] != changed[name]} == {"gradient_penalty"}
     assert changed["gradient_penalty"] == 0.1
-    assert {name for name in plain if plain[name] != found["as_it_is_seed_0"][name]} == {"seed"}
-    pd.testing.assert_frame_equal(
-        pd.read_csv(home / "runs" / "a" / "ablation" / "gan.csv"), table, rtol=1e-4, check_dtype=False
-    )
+    assert {name for name in plain if plain[name] != other[name]} == {"seed"}
+    written = pd.read_csv(home / "runs" / "a" / "ablation" / "gan.csv")
+    pd.testing.assert_frame_equal(written, table, rtol=1e-4, check_dtype=False)
 
 
 def test_the_judge_knows_real_slices(home):

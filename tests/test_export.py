@@ -30,7 +30,7 @@ PARAMETERS = {
     "diffusion": SIZE
     | {"recipe": "edm", "num_steps": 10, "schedule": "cosine", "sigma_data": 0.5, "P_mean": -0.8, "P_std": 1.2}
     | {"dropout": 0.0, "augment": 0.0, "num_classes": 0, "drop_conditions": 0.1, "guidance": 1.0}
-    | {"with_masks": False, "sampler": "ddim", "sampling_steps": 1},
+    | {"with_masks": False, "optimizer": "muon", "sampler": "ddim", "sampling_steps": 1},
 }
 
 
