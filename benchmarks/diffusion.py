@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hcm_helpers.acdc import GROUPS
-from hcm_helpers.fidelity import Encoder, kernel_distance, with_targets
+from hcm_helpers.features import Encoder, with_targets
+from hcm_helpers.fidelity import kernel_distance
 from hcm_helpers.models.diffusion import Diffusion
 from hcm_helpers.models.layers import Batch, count_parameters
 from hcm_helpers.phantom import write_phantom

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from hcm_helpers import anatomy, fidelity, run
+from hcm_helpers import anatomy, features, fidelity, run
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.files import write_whole
 from hcm_helpers.run import Parameters, find_step
 from hcm_helpers.slices import load_slices
 from hcm_helpers.training import load_samples, load_weights
-
-# The measured tables of ACDC that notebooks show where a run has none of its own; numbers only.
-MEASURED = Path(__file__).resolve().parent.parent / "docs" / "ablation"
 
 AS_IT_IS = "as it is"
 
@@ -144,7 +141,7 @@ class Judge:
         if not networks.is_dir():
             raise DataError(f"{networks} is missing; run notebooks 01 and 08 first, by `hcm run --run {folder.name}`")
         size = self.real.image_size
-        self.encoder = load_weights(fidelity.Encoder(size), networks / "encoder")
+        self.encoder = load_weights(features.Encoder(size), networks / "encoder")
         self.segmenter = load_weights(anatomy.Segmenter(size), networks / "segmenter")
         self.features = self.encoder.features(self.real.images)
 
@@ -176,17 +173,3 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
             "training, s": f"{group['seconds_training'].mean():.0f}",
         }
     return pd.DataFrame(rows).T
-
-
-def show(run_dir: str | Path, model: str) -> pd.DataFrame | None:
-    """Print whose table it is and return it as `render` has it: the run's own, else the measured one of ACDC."""
-    own, measured = Path(run_dir) / "ablation" / f"{model}.csv", MEASURED / f"{model}.csv"
-    path = own if own.is_file() else measured
-    if not path.is_file():
-        print(f"not measured yet: `hcm ablate {model} --run NAME` does it")
-        return None
-    table = pd.read_csv(path)
-    where = "this run" if path == own else "real ACDC, 64×64, profile cpu"
-    seeds, epochs = table["seed"].nunique(), table["epochs"].iloc[0]
-    print(f"{where}; {epochs} epochs each, {seeds} seed{'s' if seeds > 1 else ''}")
-    return render(table)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hcm_helpers.acdc import DataError
-from hcm_helpers.fidelity import Extractor
+from hcm_helpers.features import Extractor
 from hcm_helpers.similarity import Matches, best_match, best_matches, bootstrap_interval, to_unit
 from hcm_helpers.slices import Slices, load_slices
 
@@ -58,7 +58,7 @@ def find_nearest(images: Tensor, train: Slices, extractor: Extractor, matches: M
 
     Args:
         images, train: as in `nearest_by_pixels`.
-        extractor: a trained `fidelity.Encoder`.
+        extractor: a trained `features.Encoder`.
         matches: `similarity.best_matches` of the images with the training slices, where they are known.
 
     Returns:

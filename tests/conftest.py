@@ -1,12 +1,15 @@
-"""What the tests share: plain progress lines, a small phantom, the real patients."""
+"""What the tests share: plain progress lines, a small phantom, the real patients, a trained encoder."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from rings import ring_slices
 
+from hcm_helpers.features import Encoder, with_targets
 from hcm_helpers.phantom import write_phantom
+from hcm_helpers.training import fit
 
 os.environ["HCM_HEADLESS"] = "1"
 torch.set_num_threads(1)  # small tensors; the notebooks' kernels are processes of their own and take all cores
@@ -32,3 +35,14 @@ def acdc_root() -> Path:
 def small_phantom(tmp_path_factory) -> Path:
     """A phantom of 15 patients, three of each group: the fewest that give every split one of each."""
     return write_phantom(tmp_path_factory.mktemp("phantom") / "phantom", patients=15)
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """An encoder trained on fifty patients of all groups."""
+    torch.manual_seed(0)
+    model = Encoder(32, 8)
+    train, validation = with_targets(ring_slices(range(50))), with_targets(ring_slices(range(60, 70)))
+    settings = {"epochs": 10, "batch_size": 16, "learning_rate": 5e-3, "betas": (0.9, 0.999), "ema_decay": 0.98}
+    fit(model, train, validation, tmp_path_factory.mktemp("encoder"), **settings)
+    return model

@@ -1,4 +1,4 @@
-"""One part of a recipe changed at a time: what is trained, how it is judged, what is shown."""
+"""One part of a recipe changed at a time: what is trained, how it is judged, how it is read."""
 
 import json
 
@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from hcm_helpers import ablation, anatomy, fidelity, run, slices, training
+from hcm_helpers import ablation, anatomy, features, run, slices, training
 from hcm_helpers.acdc import DataError
 
 
@@ -19,7 +19,7 @@ def home(small_phantom, tmp_path_factory):
     slices.prepare(small_phantom, folder / "slices", 32)
     kept = folder / "evaluation" / f"networks-{slices.load_slices(folder / 'slices').fingerprint[:8]}"
     torch.manual_seed(0)
-    for name, network in (("encoder", fidelity.Encoder(32)), ("segmenter", anatomy.Segmenter(32))):
+    for name, network in (("encoder", features.Encoder(32)), ("segmenter", anatomy.Segmenter(32))):
         (kept / name).mkdir(parents=True)
         training.save_weights(network, kept / name)
     return home
@@ -109,7 +109,7 @@ def test_bad_input(home, tmp_path):
         ablation.ablate("gan", "b", home=tmp_path)
 
 
-def test_one_seed_shows_the_interval_several_the_range(tmp_path, capsys):
+def test_one_seed_shows_the_interval_several_the_range():
     table = pd.DataFrame(
         {
             "variant": ["as it is", "no augmentation"] * 2,
@@ -129,7 +129,3 @@ def test_one_seed_shows_the_interval_several_the_range(tmp_path, capsys):
     several = ablation.render(table)
     assert list(several["KID"]) == ["1.50 [1.00, 2.00]", "3.50 [3.00, 4.00]"]
     assert several.loc["as it is", ["recall", "plausible, %"]].tolist() == ["0.30", "75"]
-    (tmp_path / "ablation").mkdir()
-    table.to_csv(tmp_path / "ablation" / "gan.csv", index=False)
-    pd.testing.assert_frame_equal(ablation.show(tmp_path, "gan"), several)
-    assert capsys.readouterr().out == "this run; 5 epochs each, 2 seeds\n"

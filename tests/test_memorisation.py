@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity
 
 from hcm_helpers import memorisation
 from hcm_helpers.acdc import DataError
-from hcm_helpers.fidelity import Encoder
+from hcm_helpers.features import Encoder
 from hcm_helpers.memorisation import copies_table, copy_threshold, find_nearest, held_out_slices, nearest_by_pixels
 from hcm_helpers.models.vae import VAE
 from hcm_helpers.similarity import best_matches

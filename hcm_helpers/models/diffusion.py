@@ -64,7 +64,7 @@ class Conditions(nn.Module):
         num_classes: how many groups there are.
         embedding_dim: length of the vector.
 
-    Shapes: targets (B, 3) → (B, embedding_dim). The targets are those of `fidelity.with_targets`: index of the group,
+    Shapes: targets (B, 3) → (B, embedding_dim). The targets are those of `features.with_targets`: index of the group,
     0 for end-diastole and 1 for end-systole, position from 0 (base) to 1 (apex); −1 is "not known" in each.
     """
 
