@@ -65,8 +65,9 @@ def ablate(
     home: str | Path = ".",
     echo: Callable[[str], None] = print,
 ) -> pd.DataFrame:
-    """Train a model as its profile has it and with one parameter changed at a time, and judge each by notebook 08's
-    networks, into runs/NAME/ablation/MODEL.csv.
+    """Train a model as it is and with one part changed at a time, and judge each, into runs/NAME/ablation/MODEL.csv.
+
+    Each training is the model's notebook with the run's profile; notebook 08's networks judge its images.
 
     Args:
         model: a key of VARIANTS.

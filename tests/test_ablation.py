@@ -2,10 +2,10 @@
 
 import json
 
-import nbformat
 import pandas as pd
 import pytest
 import torch
+from stand_ins import write_notebook
 
 from hcm_helpers import ablation, anatomy, features, run, slices, training
 from hcm_helpers.acdc import DataError
@@ -41,12 +41,8 @@ training.save_samples(torch.rand(num_samples, 1, 32, 32) * 2 - 1, folder)
 
 def test_each_variant_is_the_notebook_with_one_parameter_changed(home, tmp_path, monkeypatch):
     parameters = run.stored_parameters(run.NOTEBOOKS / "03_gan.ipynb")
-    cells = [nbformat.v4.new_code_cell("\n".join(f"{name} = {value!r}" for name, value in parameters.items()))]
-    cells[0].metadata["tags"] = ["parameters"]
-    cells.append(nbformat.v4.new_code_cell(STAND_IN.replace("NAMES", repr(list(parameters)))))
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "03_gan.ipynb")
+    cell = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    write_notebook(tmp_path, "03_gan", cell, STAND_IN.replace("NAMES", repr(list(parameters))))
     monkeypatch.setattr(run, "NOTEBOOKS", tmp_path)
 
     told = []

@@ -8,6 +8,7 @@ import sys
 import nbformat
 import pytest
 from click.testing import CliRunner
+from stand_ins import write_notebook
 
 from hcm_helpers import cli, phantom, report, run
 from hcm_helpers.acdc import DataError
@@ -30,17 +31,6 @@ figure = plt.figure(figsize=(1, 1))
 for suffix in ("png", "svg"):
     figure.savefig(Path(run_dir) / "figures" / f"figure_05_vae_loss.{suffix}")
 """
-
-
-def write_notebook(folder, name, parameters, code="pass"):
-    cells = [
-        nbformat.v4.new_markdown_cell(f"# {name}"),
-        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell(code),
-    ]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
 @pytest.fixture
