@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hcm_helpers import anatomy, features, fidelity, run
+from hcm_helpers import anatomy, features, fidelity, memorisation, run
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.files import write_whole
 from hcm_helpers.run import Parameters, find_step
@@ -50,6 +50,7 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
         "with masks": {"with_masks": True},
     },
 }
+MEASURED = Path(run.__file__).resolve().parent.parent / "docs" / "ablation"  # tables of profile cpu on ACDC
 SHORT = {"diffusion": {"compare_steps": [5, 10]}, "acgan": {"judge_epochs": 1}, "infogan": {"segmenter_epochs": 1}}
 
 
@@ -82,7 +83,7 @@ def ablate(
 
     Returns:
         A row a variant and seed: KID with its interval over images, precision, recall, share of plausible hearts,
-        seconds of training.
+        share of copies, seconds of training.
 
     Raises:
         DataError: an unknown model or variant, or a run without slices or networks; nothing has been started.
@@ -145,6 +146,8 @@ class Judge:
         self.encoder = load_weights(features.Encoder(size), networks / "encoder")
         self.segmenter = load_weights(anatomy.Segmenter(size), networks / "segmenter")
         self.features = self.encoder.features(self.real.images)
+        held_out = memorisation.held_out_slices(folder / "slices", ["HCM"])
+        self.threshold = memorisation.copy_threshold(memorisation.nearest_by_pixels(held_out.images, self.real)[0])
 
     def __call__(self, folder: Path) -> dict[str, float]:
         images, labels = load_samples(folder)
@@ -154,7 +157,19 @@ class Judge:
         hearts = anatomy.measure_all(anatomy.segment(self.segmenter, images), self.real.pixel_mm)
         kid = dict(zip(("KID", "low", "high"), fidelity.kernel_distance(self.features, drawn), strict=True))
         shares = {measure: near[measure].mean().item() for measure in ("precision", "recall")}
-        return kid | shares | {"plausible": hearts["plausible"].mean()}
+        copies = memorisation.nearest_by_pixels(images, self.real)[0] > self.threshold
+        return kid | shares | {"plausible": hearts["plausible"].mean(), "copies": copies.mean()}
+
+
+def kept_table(model: str, folder: str | Path) -> pd.DataFrame:
+    """The table that `ablate` wrote into a run's folder, or where it has none, the one measured on ACDC.
+
+    Args:
+        model: a key of VARIANTS.
+        folder: of the run.
+    """
+    own = Path(folder) / "ablation" / f"{model}.csv"
+    return pd.read_csv(own if own.is_file() else MEASURED / f"{model}.csv")
 
 
 def render(table: pd.DataFrame) -> pd.DataFrame:
@@ -171,6 +186,7 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
             "precision": f"{group['precision'].mean():.2f}",
             "recall": f"{group['recall'].mean():.2f}",
             "plausible, %": f"{100 * group['plausible'].mean():.0f}",
+            "copies, %": f"{100 * group['copies'].mean():.1f}",
             "training, s": f"{group['seconds_training'].mean():.0f}",
         }
     return pd.DataFrame(rows).T

@@ -451,7 +451,7 @@ def cost_figure(table: pd.DataFrame, quality: str, label: str) -> Figure:
     Args:
         table: rows of `cost.cost_table` and `cost.draw_in_steps`, with the quality in a column: model,
             seconds_sampling, and steps where there are any.
-        quality: the column to draw; rows that lack it are left out.
+        quality: the column to draw, on a logarithmic axis; rows that lack it are left out.
         label: of its axis, which should say whether more or less is better.
     """
     missing = [column for column in ("model", "seconds_sampling", quality) if column not in table]
@@ -465,7 +465,10 @@ def cost_figure(table: pd.DataFrame, quality: str, label: str) -> Figure:
             place = row.seconds_sampling, getattr(row, quality)
             ax.annotate(f"{row.steps:.0f}", place, (0, 7), textcoords="offset points", ha="center", fontsize=8)
     ax.set(xscale="log", xlabel="seconds for 1,000 images", ylabel=label)
-    ax.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
+    ax.set_yscale("symlog", linthresh=0.1, linscale=0.5)  # a KID runs over three decades, and may be below 0
+    ax.set_ylim(min(0, 1.5 * table[quality].min()), max(0.1, 1.8 * table[quality].max()))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
     figure.legend(loc="outside right center")
     return figure
 

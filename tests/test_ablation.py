@@ -77,7 +77,7 @@ def test_the_judge_knows_real_slices(home):
     training.save_samples(judge.real.images, home / "real")
     same = judge(home / "real")
     assert same["KID"] <= 0, "the unbiased estimate of a set against itself"
-    assert same["precision"] == same["recall"] == 1
+    assert same["precision"] == same["recall"] == same["copies"] == 1
     noise = torch.rand(len(judge.real), 1, 32, 32) * 2 - 1
     training.save_samples(noise, home / "noise")
     assert judge(home / "noise")["KID"] > same["high"]
@@ -117,6 +117,7 @@ def test_one_seed_shows_the_interval_several_the_range():
             "precision": 0.5,
             "recall": [0.2, 0.4, 0.4, 0.4],
             "plausible": 0.75,
+            "copies": [0.01, 0.0, 0.02, 0.0],
             "seconds_training": 10.0,
         }
     )
@@ -124,4 +125,13 @@ def test_one_seed_shows_the_interval_several_the_range():
     assert list(one["KID"]) == ["1.00 [0.90, 1.10]", "3.00 [2.90, 3.10]"]
     several = ablation.render(table)
     assert list(several["KID"]) == ["1.50 [1.00, 2.00]", "3.50 [3.00, 4.00]"]
-    assert several.loc["as it is", ["recall", "plausible, %"]].tolist() == ["0.30", "75"]
+    assert several.loc["as it is", ["recall", "plausible, %", "copies, %"]].tolist() == ["0.30", "75", "1.5"]
+
+
+def test_a_runs_own_table_goes_before_the_measured_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "MEASURED", tmp_path / "measured")
+    for folder, value in ((tmp_path / "measured", 1), (tmp_path / "run" / "ablation", 2)):
+        folder.mkdir(parents=True)
+        pd.DataFrame({"KID": [value]}).to_csv(folder / "gan.csv", index=False)
+    assert ablation.kept_table("gan", tmp_path / "run")["KID"].item() == 2
+    assert ablation.kept_table("gan", tmp_path / "other")["KID"].item() == 1

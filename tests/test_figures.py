@@ -186,7 +186,7 @@ def test_cost_figure_has_a_point_a_model_and_a_line_of_steps():
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert drawn == {"VAE": [[1, 0.3]], "GAN": [[2, 0.1]], "Diffusion": [[9, 0.2], [90, 0.05]]}
     assert {text.get_text(): text.xy for text in axes.texts} == {"5": (9, 0.2), "50": (90, 0.05)}
-    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "KID (less is better)")
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylabel()) == ("log", "symlog", "KID (less is better)")
     with pytest.raises(DataError, match="no column ssim; it has model"):
         figures.cost_figure(costs, "ssim", "SSIM")
     assert len(figures.cost_figure(costs, "kid", "KID").axes[0].lines) == 2
