@@ -16,12 +16,13 @@ from hcm_helpers.training import load_samples, load_weights
 
 AS_IT_IS = "as it is"
 
-# Model: what is changed: parameters of its notebook.
+# Model: what is changed: parameters of its notebook. The weight of the gradient penalty is that of 64×64 in batches of
+# 16, by the rule beside `run.EQUATION_5`.
 CONVOLUTIONAL = {
     "no augmentation": {"augment": False},
     "no average of weights": {"ema_decay": 0.0},
     "no label smoothing": {"label_smoothing": 0.0},
-    "gradient penalty": {"gradient_penalty": 0.1},
+    "gradient penalty": {"gradient_penalty": 0.05},
     "hinge, spectral norm": {"loss": "hinge", "spectral_norm": True},
 }
 VARIANTS: dict[str, dict[str, Parameters]] = {
@@ -34,7 +35,7 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
     "gan": {
         "no average of weights": {"ema_decay": 0.0},
         "no label smoothing": {"label_smoothing": 0.0},
-        "gradient penalty": {"gradient_penalty": 0.1},
+        "gradient penalty": {"gradient_penalty": 0.05},
     },
     "dcgan": CONVOLUTIONAL,
     "acgan": CONVOLUTIONAL | {"cosine classifier": {"classifier": "cosine"}, "class weight 1": {"class_weight": 1.0}},

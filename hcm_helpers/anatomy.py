@@ -550,3 +550,45 @@ def dice_table(prediction: Tensor, slices: Slices, by: Sequence[str] = ("patient
     groups = slices.manifest.reset_index(drop=True).groupby(list(by), sort=False).indices
     scores = {key: dice(prediction[rows], slices.masks[rows]) for key, rows in groups.items()}
     return pd.DataFrame.from_dict(scores, orient="index").rename_axis(by).reset_index()
+
+
+def as_slices(images: Tensor, masks: Tensor, real: Slices) -> tuple[Slices, Slices]:
+    """Generated images and masks in the place of slices with an expert's mask, for `fit` of a Segmenter.
+
+    Args:
+        images, masks: (N, 1, S, S) in [−1, 1] and (N, S, S) with values 0 to 3, as a model drew them.
+        real: slices that the model has learned from; pixel size and fingerprint are theirs.
+
+    Returns:
+        Nine tenths to learn from and the last tenth to validate by, so that no real slice has a say.
+
+    Raises:
+        DataError: another number of masks than of images, or fewer than ten.
+    """
+    if len(images) != len(masks) or len(images) < 10:
+        raise DataError(f"{len(images)} images and {len(masks)} masks: give at least ten images with a mask each")
+    manifest = pd.DataFrame({"labelled": True, "pixel_mm": real.pixel_mm}, index=range(len(images)))
+    last = len(images) - len(images) // 10
+    parts = (slice(None, last), slice(last, None))
+    train, validation = (
+        Slices(images[p], masks[p], masks[p], manifest[p].reset_index(drop=True), real.fingerprint) for p in parts
+    )
+    return train, validation
+
+
+def pairs_table(segmenters: Mapping[str, Segmenter], sets: Mapping[str, tuple[Tensor, Tensor]]) -> pd.DataFrame:
+    """`dice` of each segmenter on each set: what a network that learned from generated pairs is worth on real ones.
+
+    Args:
+        segmenters: what it has learned from → network.
+        sets: name → images (N, 1, S, S) and masks (N, S, S).
+
+    Returns:
+        A row a segmenter and set: learned_from, drawn_on, n (slices), and one column a structure.
+    """
+    rows = []
+    for learned_from, segmenter in segmenters.items():
+        for name, (images, masks) in sets.items():
+            row = {"learned_from": learned_from, "drawn_on": name, "n": len(images)}
+            rows.append(row | dice(segment(segmenter, images), masks))
+    return pd.DataFrame(rows)

@@ -64,7 +64,7 @@ def test_each_variant_is_the_notebook_with_one_parameter_changed(home, tmp_path,
     plain, changed, other = (found[n] for n in ("as_it_is_seed_0", "gradient_penalty_seed_0", "as_it_is_seed_1"))
     assert (plain["epochs"], plain["num_samples"]) == (1, 60)
     assert {name for name in plain if plain[name] != changed[name]} == {"gradient_penalty"}
-    assert changed["gradient_penalty"] == 0.1
+    assert changed["gradient_penalty"] == 0.05
     assert {name for name in plain if plain[name] != other[name]} == {"seed"}
     written = pd.read_csv(home / "runs" / "a" / "ablation" / "gan.csv")
     pd.testing.assert_frame_equal(written, table, rtol=1e-4, check_dtype=False)

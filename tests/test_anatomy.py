@@ -556,6 +556,47 @@ def test_slices_without_mask_are_not_learned_from(phantom_slices):
         with_masks(replace(phantom_slices, manifest=manifest.assign(labelled=False)))
 
 
+# Generated pairs
+
+
+class Reader(torch.nn.Module):
+    """Reads the mask off the grey values −1, −1/3, 1/3 and 1; or sees nothing but background."""
+
+    image_size = 64
+
+    def __init__(self, blind=False):
+        super().__init__()
+        self.greys = torch.nn.Parameter(torch.tensor([0.0, 9, 9, 9] if blind else [-1, -1 / 3, 1 / 3, 1]))
+
+    def forward(self, x):
+        return -((x - self.greys[:, None, None]) ** 2)
+
+
+def test_pairs_table_by_hand():
+    masks = torch.from_numpy(np.stack([heart(), ring((8, 8), (12, 12))]))
+    images = masks[:, None] / 1.5 - 1
+    sets = {"pairs": (images, masks), "others": (images[:1], masks[:1])}
+    table = anatomy.pairs_table({"sees": Reader(), "blind": Reader(blind=True)}, sets)
+    assert list(table["learned_from"]) == ["sees", "sees", "blind", "blind"]
+    assert list(table["drawn_on"]) == ["pairs", "others"] * 2
+    assert list(table["n"]) == [2, 1] * 2
+    assert table[list(anatomy.STRUCTURES)].to_numpy().tolist() == [[1.0] * 3] * 2 + [[0.0] * 3] * 2
+
+
+def test_generated_pairs_take_the_place_of_slices(phantom_slices):
+    masks = phantom_slices.masks[:23]
+    train, validation = anatomy.as_slices(phantom_slices.images[:23], masks, phantom_slices)
+    assert (len(train), len(validation)) == (21, 2)
+    assert torch.equal(torch.cat([train.labels, validation.labels]), masks)
+    assert torch.equal(torch.cat([train.images, validation.images]), phantom_slices.images[:23])
+    assert train.pixel_mm == phantom_slices.pixel_mm
+    assert len(with_masks(train)) == 21
+    with pytest.raises(DataError, match="9 images and 9 masks: give at least ten"):
+        anatomy.as_slices(phantom_slices.images[:9], masks[:9], phantom_slices)
+    with pytest.raises(DataError, match="23 images and 22 masks"):
+        anatomy.as_slices(phantom_slices.images[:23], masks[:22], phantom_slices)
+
+
 # Codes
 
 
