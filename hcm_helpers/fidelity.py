@@ -21,6 +21,7 @@ from hcm_helpers.slices import Slices
 
 MEASURES = {  # and what a better image gives
     "KID": "lower",
+    "KID to test": "lower",
     "FD": "lower",
     "relative FD": "lower",
     "precision": "higher",
@@ -252,6 +253,9 @@ def fidelity_table(
     - real test slices: held-out patients against the training slices;
     - real train slices: one random half of the training patients against the other, mean of DRAWS halvings.
 
+    One measure does not look at the training slices: "KID to test" is taken to the held-out ones, where a copy gains
+    nothing, and its row of real train slices compares all of them.
+
     An Encoder has seen the training slices and knows them better than any other: by so much the first is worse.
 
     Relative FD compares with one half of the training patients only: FD of n images from it, divided by FD of n real
@@ -294,7 +298,7 @@ def fidelity_table(
     def add(name: str, measure: str, value: float, low=np.nan, high=np.nan, count: int = n, drawn: str = "") -> None:
         rows.append((name, measure, float(value), low, high, count, drawn))
 
-    real = extractor.features(train.images)
+    real, held_out = (extractor.features(slices.images) for slices in (train, test))
     halves = [(draw(a), b) for a, b in halves]
     unit = np.mean([frechet_distance(real[b], real[a]) for a, b in halves])
     for name, (images, owners) in sets.items():
@@ -302,6 +306,8 @@ def fidelity_table(
         found = extractor.features(images)
         parts = [draw(torch.arange(len(images))) for _ in range(DRAWS)]
         add(name, "KID", *kernel_distance(real, found, owners, seed), len(images), drawn)
+        if owners is None:
+            add(name, "KID to test", *kernel_distance(held_out, found, seed=seed), len(images), drawn)
         add(name, "FD", np.mean([frechet_distance(real, found[part]) for part in parts]))
         from_halves = [frechet_distance(real[b], found[part]) for (_, b), part in zip(halves, parts, strict=True)]
         add(name, "relative FD", np.mean(from_halves) / unit)
@@ -317,6 +323,7 @@ def fidelity_table(
         add(name, "sliced Wasserstein", np.mean([sliced_wasserstein(train.images, images[part]) for part in parts]))
 
     add(REAL_TRAIN, "KID", np.mean([kernel_distance(real[b], real[a], seed=seed)[0] for a, b in halves]))
+    add(REAL_TRAIN, "KID to test", *kernel_distance(held_out, real, patients, seed), len(train), "patients")
     add(REAL_TRAIN, "FD", unit)
     add(REAL_TRAIN, "relative FD", 1)
     near = [neighbourhoods(real[b], real[a]) for a, b in halves]

@@ -211,7 +211,7 @@ def test_the_table_has_every_measure_with_its_number(table, encoder):
     assert table["model"].drop_duplicates().tolist() == models
     assert not table.duplicated(["model", "measure"]).any()
     assert set(table["measure"]) == set(fidelity.MEASURES)
-    assert len(table) == len(models) * len(fidelity.MEASURES)
+    assert len(table) == len(models) * len(fidelity.MEASURES) - 1, "test slices are not compared with themselves"
     matched = table[table["measure"].isin(["FD", "relative FD", "recall", "coverage", "sliced Wasserstein"])]
     assert set(matched["n"]) == {40}  # of half the training patients, and of the other groups
     whole = table[table["measure"].isin(["KID", "precision", "density"])].set_index("model")["n"]
@@ -230,6 +230,15 @@ def test_the_table_has_every_measure_with_its_number(table, encoder):
     expected = kernel_distance(*features, TEST.manifest["patient"].to_numpy())
     found = table.set_index(["model", "measure"]).loc[(REAL_TEST, "KID"), ["value", "low", "high"]]
     assert found.tolist() == pytest.approx(expected)
+    # to the held-out slices: training slices as real, and "other groups" as images of a model
+    to_test = table[table["measure"] == "KID to test"].set_index("model")[["value", "low", "high"]]
+    assert to_test.loc[REAL_TRAIN].tolist() == pytest.approx(
+        kernel_distance(*reversed(features), TRAIN.manifest["patient"].to_numpy())
+    )
+    assert to_test.loc["other groups"].tolist() == pytest.approx(
+        kernel_distance(features[1], encoder.features(OTHERS.images))
+    )
+    assert REAL_TEST not in to_test.index
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,12 @@ def run(tmp_path):
     fidelity = [
         (model, measure, value)
         for model, *values in (
-            ("vae", 5.0, 0.2, 0.1),
-            ("diffusion", 1.0, 0.6, 0.5),
+            ("vae", 5.0, 0.2, 0.1, 6.0),
+            ("diffusion", 1.0, 0.6, 0.5, 0.8),
             ("real test slices", 0.5, 0.7, 0.6),
+            ("real train slices", 0.4, 1.0, 1.0, 0.55),
         )
-        for measure, value in zip(("KID", "precision", "recall"), values, strict=True)
+        for measure, value in zip(("KID", "precision", "recall", "KID to test"), values, strict=False)
     ]
     anatomy = [
         (model, masks, measure, value, distance)
@@ -54,16 +55,16 @@ def test_real_hearts_stand_on_top_and_each_figure_in_its_place(run):
     card = scorecard.scorecard(run)
     assert list(card.index) == [scorecard.REAL, *MODELS]
     assert list(card.columns) == list(scorecard.COLUMNS)
-    assert card.loc[scorecard.REAL].tolist()[:-1] == pytest.approx([0.20, 0.5, 0.7, 0.6, 0.9, 92, 0.6])
+    assert card.loc[scorecard.REAL].tolist()[:-1] == pytest.approx([0.20, 0.5, 0.55, 0.7, 0.6, 0.9, 92, 0.6])
     assert np.isnan(card.loc[scorecard.REAL, "time, s"])
-    assert card.loc["vae"].tolist() == pytest.approx([0.30, 5, 0.2, 0.1, 0, 95, 3, 0.4])
-    assert card.loc["diffusion"].tolist() == pytest.approx([0.21, 1, 0.6, 0.5, 1.3, 90, 1, 60])
+    assert card.loc["vae"].tolist() == pytest.approx([0.30, 5, 6, 0.2, 0.1, 0, 95, 3, 0.4])
+    assert card.loc["diffusion"].tolist() == pytest.approx([0.21, 1, 0.8, 0.6, 0.5, 1.3, 90, 1, 60])
 
 
 def test_the_best_of_a_column_is_marked_and_real_hearts_do_not_compete(run):
     marks = scorecard.best(scorecard.scorecard(run))
     assert not marks.loc[scorecard.REAL].any()
-    assert marks.loc["diffusion"].tolist() == [True, True, True, True, False, False, True, False]
+    assert marks.loc["diffusion"].tolist() == [True, True, True, True, True, False, False, True, False]
     assert (marks.loc["vae"] == ~marks.loc["diffusion"]).all()
     html = scorecard.render_html(scorecard.scorecard(run))
     assert html.count("<b>") == len(scorecard.COLUMNS)
