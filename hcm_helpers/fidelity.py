@@ -390,7 +390,7 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
             + ("" if one else f", n = {row.n}")
             for row in rows.itertuples()
         }
-    return pd.DataFrame(columns).rename_axis("model")
+    return pd.DataFrame(columns).fillna("–").rename_axis("model")
 
 
 def disturbed(images: Tensor, train: Tensor, others: Tensor, seed: int = 0) -> dict[str, Tensor]:

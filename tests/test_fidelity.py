@@ -281,6 +281,7 @@ def test_render_is_a_row_a_model(table):
     assert wide.index.tolist() == table["model"].drop_duplicates().tolist()
     assert "FD ↓, n = 40" in wide
     assert "MS-SSIM" in wide
+    assert wide.loc[REAL_TEST, "KID to test ↓"] == "–"
     cell = wide.loc["noise", "KID ↓"]
     assert cell.startswith(f"{values(table, 'KID')['noise']:.3f} [")
     assert cell.endswith(", n = 80")
