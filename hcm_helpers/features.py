@@ -147,8 +147,9 @@ def degrade(images: Tensor, generator: torch.Generator | None = None) -> tuple[T
     Shapes: (B, 1, S, S) → (B, 1, S, S), (B, 2).
     """
     n, reach = len(images), images.shape[-1] // 32
-    amounts = torch.rand(n, 2, generator=generator) * (torch.rand(n, 1, generator=generator) < 0.5)
-    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    draw = {"generator": generator, "device": images.device if generator is None else "cpu"}
+    amounts = torch.rand(n, 2, **draw) * (torch.rand(n, 1, **draw) < 0.5)
+    noise = torch.randn(images.shape, **draw).to(images.device)
     amounts = amounts.to(images.device)
     blur, grain = amounts[:, :, None, None, None].unbind(dim=1)
     padded = F.pad(images, (reach,) * 4, mode="reflect")

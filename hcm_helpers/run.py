@@ -62,7 +62,7 @@ EQUATION_5 = {"loss": "bce", "spectral_norm": False, "label_smoothing": 0.1, "gr
 NETWORKS = {"encoder_epochs": 60, "segmenter_epochs": 60, "steps_compared": [5, 10, 30, 100], "num_compared": 200}
 TRIAL = {"patients": [2, 5, 10, 0], "factors": [1, 3, 10], "seeds": 5, "steps": 400, "width": 32, "learning_rate": 1e-3}
 GAN_64 = {"epochs": 220, "learning_rate": 2e-4, "width": 32, "validate_every": 10, "ema_decay": 0.995}
-GAN_128 = MANY | {"epochs": 1500, "batch_size": 32, "learning_rate": 2e-4, "width": 64, "ema_decay": 0.999}
+GAN_128 = MANY | {"epochs": 800, "batch_size": 32, "learning_rate": 2e-4, "width": 64, "ema_decay": 0.999}
 PROFILES: dict[str, dict[str, Parameters]] = {
     "quick": {},  # the notebooks as they are stored: the phantom, small pictures, minutes on two CPU cores
     "cpu": {  # 64×64, real patients where there are any, within an hour on two CPU cores
@@ -87,20 +87,20 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "diffusion": PAPER
         | ANCESTRAL
         | {"epochs": 115, "ema_decay": [0.999], "conditional": False, "augment": 0.0}
-        | {"optimizer": "adam", "cooldown": 0.0},
+        | {"optimizer": "adam", "cooldown": 0.0, "gaussian_start": False},
         "evaluation": NETWORKS,
         "augmentation": TRIAL,
     },
     "best": {  # longer training and wider networks at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
-        "vae": MANY | {"epochs": 1000},
-        "gan": MANY | {"epochs": 1000},
+        "vae": MANY | {"epochs": 500, "latent_dim": 64},
+        "gan": MANY | {"epochs": 500},
         "dcgan": GAN_128,
         "infogan": GAN_128,
-        "acgan": GAN_128 | {"epochs": 300},
+        "acgan": GAN_128 | {"epochs": 160},
         "diffusion": MANY
-        | {"epochs": 400, "batch_size": 32, "learning_rate": 1e-3, "width": 96, "dropout": 0.1}
-        | {"validate_every": 10, "ema_decay": [0.999, 0.9995, 0.9998], "sampling_steps": 30},
+        | {"epochs": 120, "batch_size": 32, "learning_rate": 2e-3, "width": 64, "dropout": 0.1}
+        | {"validate_every": 10, "ema_decay": [0.99, 0.998], "sampling_steps": 10},
         "evaluation": NETWORKS,
         "augmentation": TRIAL,
     },

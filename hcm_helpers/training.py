@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from hcm_helpers.acdc import DataError
@@ -128,25 +129,28 @@ def fit(
         if patience and len(history) - best_epoch >= patience:
             epochs = len(history)  # it had ended early
 
+    take_step = Replay(
+        lambda x, labels: wrapped.train_step(Batch(x, labels), optimizers, fabric), optimizers.values(), fabric.device
+    )
     start = time.perf_counter() - elapsed
     progress = Progress(epochs, first=len(history), name=type(model).__name__)
     for epoch in range(len(history) + 1, epochs + 1):
         model.train()
         falling = min(1.0, (epochs + 1 - epoch) / (cooldown * epochs)) if cooldown else 1.0
         for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * falling
+            set_learning_rate(group, group["initial_lr"] * falling)
         losses: dict[str, list[Tensor]] = {}
         order = torch.randperm(len(images)).to(images.device)
         batches = order[: len(order) // batch_size * batch_size].split(batch_size)
         for indices in batches:
             x = fabric.to_device(images[indices]).contiguous(memory_format=torch.channels_last)
-            found = wrapped.train_step(Batch(x, fabric.to_device(labels[indices])), optimizers, fabric)
+            found = take_step(x, fabric.to_device(labels[indices]))
             steps += 1
             # An average starts short, or the first random weights would stay in it for a thousand steps.
             for decay, average in averages.items():
                 update_average(average, model, min(decay, (1 + steps) / (10 + steps)))
             for name, loss in found.items():
-                losses.setdefault(name, []).append(loss.detach())
+                losses.setdefault(name, []).append(loss)
         by_step = {name: torch.stack(values).float().cpu() for name, values in losses.items()}
         row = {name: values.mean().item() for name, values in by_step.items()}
         looked = epoch % validate_every == 0 or epoch == epochs
@@ -192,6 +196,79 @@ def fit(
     progress.close(f"best validation {best:.4g} in epoch {best_epoch}")
     load_weights(model, folder)
     return pd.DataFrame(history)
+
+
+class Replay:
+    """A training step that a GPU runs a few times, records as a graph of kernels, and from then on plays back.
+
+    The networks are small: started one by one from Python, their kernels would wait for it most of the time. A graph
+    has the batch, the losses and the learning rates at fixed places in memory, and its step must not ask the GPU for a
+    number on the way. On a CPU each step runs as it is.
+
+    Args:
+        step: takes tensors of fixed shapes and returns losses, () each.
+        optimizers: that it steps.
+        device: where it runs.
+        generators: of random numbers on that device that it uses beside PyTorch's own.
+    """
+
+    WARM_UP = 3  # steps before the recording, in which optimizers make their state and cuDNN chooses its kernels
+
+    def __init__(
+        self,
+        step: Callable[..., dict[str, Tensor]],
+        optimizers: Iterable[Optimizer],
+        device: torch.device,
+        generators: Iterable[torch.Generator] = (),
+    ):
+        self.step, self.device, self.generators = step, device, list(generators)
+        self.count, self.graph = 0, None
+        # A recording's memory is not that of the main stream.
+        self.aside = torch.cuda.Stream() if device.type == "cuda" else None
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group.setdefault("initial_lr", float(group["lr"]))
+                if device.type == "cuda":
+                    group["lr"] = torch.tensor(group["initial_lr"], device=device)
+                    group["capturable"] = True  # Adam's: it counts its steps on the device
+            for state in optimizer.state.values():  # of a run that goes on
+                if "step" in state:
+                    state["step"] = state["step"].to(device)
+
+    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
+        self.count += 1
+        if self.aside is None:
+            return detached(self.step(*inputs))
+        if self.count <= self.WARM_UP:
+            self.aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.aside):
+                losses = detached(self.step(*inputs))
+            torch.cuda.current_stream().wait_stream(self.aside)
+            return losses
+        if self.graph is None:
+            self.inputs = [x.clone() for x in inputs]
+            self.graph = torch.cuda.CUDAGraph()
+            for generator in self.generators:
+                self.graph.register_generator_state(generator)
+            with torch.cuda.graph(self.graph, stream=self.aside):
+                self.losses = detached(self.step(*self.inputs))
+        for place, x in zip(self.inputs, inputs, strict=True):
+            place.copy_(x)
+        self.graph.replay()
+        return {name: loss.clone() for name, loss in self.losses.items()}
+
+
+def detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses without the graph that they were computed by."""
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def set_learning_rate(group: dict, value: float) -> None:
+    """The learning rate of an optimizer's group of weights, at its place on a GPU where `Replay` has put it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(value)
+    else:
+        group["lr"] = value
 
 
 def make_fabric() -> Fabric:

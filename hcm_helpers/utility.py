@@ -27,7 +27,7 @@ from hcm_helpers.augment import jitter
 from hcm_helpers.models.layers import adam, check_width, step
 from hcm_helpers.similarity import TITLES, html_with_legend, plain_arithmetic
 from hcm_helpers.slices import Slices, check_image_size
-from hcm_helpers.training import make_fabric
+from hcm_helpers.training import Replay, make_fabric
 
 HCM = GROUPS.index("HCM")
 METRICS = ("AUC", "AP")
@@ -188,17 +188,23 @@ def fit(
         raise DataError(f"batch_size={batch_size}: one half of a batch shows HCM, so choose an even number")
     fabric = make_fabric()
     optimizer = adam(network.parameters(), learning_rate, (0.9, 0.999))
-    schedule = CosineAnnealingLR(optimizer, steps)
     wrapped, optimizer = fabric.setup(network.train().to(memory_format=torch.channels_last), optimizer)
     hcm, rest = fabric.to_device(hcm), fabric.to_device(rest)
     y = fabric.to_device(torch.arange(batch_size) < batch_size // 2).float()
     tones = torch.Generator(fabric.device).manual_seed(seed)
-    for x in batches(hcm, rest, steps, batch_size, seed):
+
+    def train_step(x: Tensor) -> dict[str, Tensor]:
         x = (jitter(x, generator=tones) if jittered else x).contiguous(memory_format=torch.channels_last)
         loss = F.binary_cross_entropy_with_logits(wrapped(x).float(), y)
         step(optimizer, loss, fabric)
+        return {"loss": loss}
+
+    take_step = Replay(train_step, [optimizer], fabric.device, [tones])
+    schedule = CosineAnnealingLR(optimizer, steps)
+    for x in batches(hcm, rest, steps, batch_size, seed):
+        losses = take_step(x)
         schedule.step()
-    if not loss.isfinite():
+    if not losses["loss"].isfinite():
         raise DataError(f"the classifier's loss is not finite; lower learning_rate={learning_rate}")
     return network.eval()
 

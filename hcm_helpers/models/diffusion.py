@@ -19,6 +19,8 @@ from hcm_helpers.models.layers import Batch, Muon, adam, check_width, step
 from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
 from hcm_helpers.slices import Slices, check_image_size, drawn_slices
 
+NUM_DIRECTIONS = 32  # of the normal distribution in which a walk can begin
+
 
 class ResidualBlock(nn.Module):
     """Two convolutions beside a shortcut; the embedding of t scales and shifts what lies between them.
@@ -262,6 +264,10 @@ class Diffusion(nn.Module):
         self.register_buffer("alpha_bar", torch.cat([torch.ones(1), alpha_bar]).float(), persistent=False)
         # σ_1 … σ_T of the chain
         self.register_buffer("sigmas", ((1 - alpha_bar) / alpha_bar).sqrt().float(), persistent=False)
+        # Where a walk begins: pure noise of σ = 80, until `learn_start`.
+        self.register_buffer("start_sigma", torch.tensor(80.0))
+        self.register_buffer("start_mean", torch.zeros(self.channels, image_size, image_size))
+        self.register_buffer("start_directions", torch.zeros(NUM_DIRECTIONS, self.channels, image_size, image_size))
         self.levels()  # refuses too many steps
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
@@ -288,15 +294,16 @@ class Diffusion(nn.Module):
         Args:
             batch: images, with their masks' channels if the model has masks; groups or targets of `Conditions`.
             amounts: (B, 5), by how much the images have been moved, or None.
-            generator: of times, levels and noise.
+            generator: of times, levels and noise, on the CPU; None: PyTorch's own, on the images' device.
         """
         x, targets = batch.images, as_targets(batch.labels) if self.num_classes else None
-        n, epsilon = len(x), torch.randn(x.shape, generator=generator).to(x.device)
+        n, draw = len(x), {"generator": generator, "device": x.device if generator is None else "cpu"}
+        epsilon = torch.randn(x.shape, **draw).to(x.device)
         if self.recipe == "epsilon":
-            t = torch.randint(1, self.num_steps + 1, (n,), generator=generator).to(x.device)
+            t = torch.randint(1, self.num_steps + 1, (n,), **draw).to(x.device)
             found, target = self.network(self.diffuse(x, t, epsilon), t, targets, amounts), epsilon
         else:
-            sigma = (self.P_mean + self.P_std * torch.randn(n, generator=generator)).exp().to(x.device)
+            sigma = (self.P_mean + self.P_std * torch.randn(n, **draw)).exp().to(x.device)
             noisy = x + sigma[:, None, None, None] * epsilon
             c_skip, c_out, c_in = self.preconditioning(sigma)
             found = self.network(c_in * noisy, 250 * sigma.log(), targets, amounts)
@@ -352,11 +359,43 @@ class Diffusion(nn.Module):
         """The training loss on held-out images as they are."""
         return self.loss(batch, generator=generator)
 
-    def levels(self) -> Tensor:
-        """The noise levels that `sample` visits, from about 80 to 0: (sampling_steps + 1,) float64.
+    @torch.no_grad()
+    def learn_start(self, images: Tensor) -> None:
+        """Let walks begin at σ = 10 (at 64×64) in the images' normal distribution, not at σ = 80 in pure noise.
 
-        "ancestral" and "ddim" take those of evenly spread times of the chain, "dpmpp_2m" and "dpmpp_3m" `log_levels`,
-        the others `rho_levels`.
+        Under so much noise nothing of an image is to be seen but its place in the normal distribution of all, of mean
+        μ and covariance Σ, so x is drawn from N(μ, Σ + σ² I). Training hardly ever shows the network more noise. Of Σ
+        it keeps the directions of most variance: those of a variance far below σ² drown in the noise. Noise averages
+        out over the pixels of a shape, so σ grows as the side of the image does.
+
+        Args:
+            images: the training slices (N, C, S, S), with their masks' channels if the model has masks.
+
+        Source: Wang & Vastola 2024, arXiv 2412.09726.
+        """
+        x = images.flatten(1).float()
+        mean = x.mean(dim=0)
+        # x − μ = U S Vᵀ: N weights of variance 1, times S/√N, times the directions V.
+        _, deviations, directions = torch.linalg.svd(x - mean, full_matrices=False)
+        directions = (deviations[:, None] / len(x) ** 0.5 * directions)[:NUM_DIRECTIONS]
+        self.start_sigma.fill_(10 * self.image_size / 64)
+        self.start_mean.copy_(mean.view_as(self.start_mean))
+        self.start_directions.zero_()[: len(directions)] = directions.view(-1, *self.start_mean.shape)
+
+    def start(self, n: int, generator: torch.Generator | None = None, sigma: float | None = None) -> Tensor:
+        """Draw n beginnings of a walk, (n, C, S, S), at the level σ; None: the first of the `levels`."""
+        device = self.start_mean.device
+        weights = torch.randn(n, len(self.start_directions), generator=generator).to(device)
+        noise = torch.randn(n, *self.start_mean.shape, generator=generator).to(device)
+        with torch.autocast(device.type, enabled=False):
+            along = torch.einsum("nk,kchw->nchw", weights, self.start_directions)
+        return self.start_mean + along + (self.levels()[0].item() if sigma is None else sigma) * noise
+
+    def levels(self) -> Tensor:
+        """The noise levels that `sample` visits, from 80, or where `learn_start` begins, to 0: float64.
+
+        "ancestral" and "ddim" take those of evenly spread times of the chain, from its end on, "dpmpp_2m" and
+        "dpmpp_3m" `log_levels`, the others `rho_levels`. Shape: (sampling_steps + 1,).
 
         Raises:
             DataError: fewer than one step, or more than the chain has.
@@ -366,7 +405,8 @@ class Diffusion(nn.Module):
             return chain[timesteps(self.num_steps, self.sampling_steps)].clamp(max=200)  # above, nothing is seen
         if self.sampling_steps < 1:
             raise DataError(f"sampling_steps={self.sampling_steps}: choose 1 or more")
-        return (log_levels if self.sampler.startswith("dpmpp") else rho_levels)(self.sampling_steps)
+        spread = log_levels if self.sampler.startswith("dpmpp") else rho_levels
+        return spread(self.sampling_steps, self.start_sigma.item())
 
     @property
     def evaluations(self) -> int:
@@ -391,12 +431,9 @@ class Diffusion(nn.Module):
         Raises:
             DataError: labels of another number, or outside the groups.
         """
-        device = self.alpha_bar.device
-        targets = self.targets(n, labels, generator).to(device) if self.num_classes else None
-        sigmas, shape = self.levels(), (n, self.channels, self.image_size, self.image_size)
-        x = sigmas[0].item() * torch.randn(shape, generator=generator).to(device)
-        follow = SAMPLERS[self.sampler]
-        return follow(lambda x, sigma: self.denoise(x, sigma, targets), x, sigmas, generator).clamp(-1, 1)
+        targets = self.targets(n, labels, generator).to(self.alpha_bar.device) if self.num_classes else None
+        x, follow = self.start(n, generator), SAMPLERS[self.sampler]
+        return follow(lambda x, sigma: self.denoise(x, sigma, targets), x, self.levels(), generator).clamp(-1, 1)
 
     def targets(self, n: int, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
         """The targets (n, 3) that `sample` takes for its labels."""

@@ -111,11 +111,14 @@ class InfoGAN(nn.Module):
         """One Adam a player; Q sits on D's trunk and moves with it, as both players want L_I high."""
         return two_players(self, learning_rate, betas)
 
-    def noise(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def noise(
+        self, n: int, generator: torch.Generator | None = None, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Draw z ~ N(0, I) (n, latent_dim), a category (n,) int64 and codes in [−1, 1] (n, num_continuous)."""
-        z = torch.randn(n, self.latent_dim, generator=generator)
-        category = torch.randint(0, self.num_categories, (n,), generator=generator)
-        continuous = 2 * torch.rand(n, self.num_continuous, generator=generator) - 1
+        draw = {"generator": generator, "device": device}
+        z = torch.randn(n, self.latent_dim, **draw)
+        category = torch.randint(0, self.num_categories, (n,), **draw)
+        continuous = 2 * torch.rand(n, self.num_continuous, **draw) - 1
         return z, category, continuous
 
     def generate(self, z: Tensor, category: Tensor, continuous: Tensor) -> Tensor:
@@ -151,7 +154,7 @@ class InfoGAN(nn.Module):
             self.loss,
             self.mutual_information_weight,
         )
-        z, category, continuous = (part.to(x.device) for part in self.noise(len(x)))
+        z, category, continuous = self.noise(len(x), device=x.device)
         x_fake = self.generate(z, category, continuous)
 
         source_real, *_ = D(T(x))

@@ -72,9 +72,8 @@ class Muon(Optimizer):
                 torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
                 ahead = [g.lerp(m, group["momentum"]) for g, m in zip(gradients, means, strict=True)]
                 steps = orthogonal(torch.stack([a.reshape(shape[0], -1) for a in ahead]))
-                size = group["lr"] * max(1.0, steps.shape[1] / steps.shape[2]) ** 0.5
-                for p, direction in zip(weights, steps, strict=True):
-                    p.sub_(direction.reshape(shape), alpha=size)
+                steps = steps * (group["lr"] * max(1.0, steps.shape[1] / steps.shape[2]) ** 0.5)
+                torch._foreach_sub_(weights, [direction.reshape(shape) for direction in steps])
 
 
 def orthogonal(x: Tensor) -> Tensor:

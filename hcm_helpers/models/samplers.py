@@ -56,11 +56,14 @@ def ancestral(denoise: Denoiser, x: Tensor, sigmas: Tensor, generator: torch.Gen
         denoise: gives x̂_0 for (x, σ).
         x: noise of standard deviation sigmas[0], (B, C, H, W).
         sigmas: the levels to visit, falling, the last one 0.
-        generator: of the noise that each step adds, on the CPU.
+        generator: of the noise that each step adds, on the CPU; on a GPU it only seeds another, for the CPU is slow.
     """
+    if x.is_cuda:
+        seed = torch.randint(2**62, (), generator=generator).item()
+        generator = torch.Generator(x.device).manual_seed(seed)
     for sigma, lower in pairwise(sigmas.to(x)):
         x_0, share = denoise(x, sigma), (lower / sigma) ** 2
-        noise = torch.randn(x.shape, generator=generator).to(x)
+        noise = torch.randn(x.shape, generator=generator, device=x.device).to(x)
         x = share * x + (1 - share) * x_0 + lower * (1 - share).sqrt() * noise
     return x
 

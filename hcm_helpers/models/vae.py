@@ -147,7 +147,8 @@ class VAE(nn.Module):
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x̂, μ and log σ² of a batch, with one z = μ + σ ε drawn for each (the reparametrisation trick)."""
         mu, log_variance = self.encoder(x)
-        epsilon = torch.randn(mu.shape, generator=generator).to(mu)
+        device = mu.device if generator is None else "cpu"
+        epsilon = torch.randn(mu.shape, generator=generator, device=device).to(mu)
         z = mu + (0.5 * log_variance).exp() * epsilon
         return self.decoder(z), mu, log_variance
 
