@@ -5,12 +5,13 @@
 
 Needs `pip install -e .[bench]`. Speed is images per second in a training step and in a network evaluation, as the
 peers' examples run them (float32, their layout) and once more with channels_last and, where this processor computes it
-in hardware, bf16. With MINUTES, each is trained for so long, ours on all groups, the peers on HCM, as they are told no
-groups, and draws 500 slices: ours as in profile cpu, theirs by DDIM in 50 steps, for their thousand would take hours.
-KID is by the encoder that notebook 08 has trained in this run.
+in hardware, bf16; a peer is set beside the narrowest of ours that has at least as many parameters. With MINUTES, each
+is trained for so long on HCM and draws 500 slices: ours as in profile cpu, theirs by DDIM in 50 steps, for their
+thousand would take hours. KID is by the encoder that notebook 08 has trained in this run.
 
 The peers' recipes are those of their own examples: MONAI's 2d_ddpm tutorial (linear schedule, Adam 2.5e-5), diffusers'
-examples/unconditional_image_generation (linear schedule, AdamW 1e-4, β (0.95, 0.999), weight decay 1e-6, EMA).
+examples/unconditional_image_generation (linear schedule, AdamW 1e-4, β (0.95, 0.999), weight decay 1e-6, EMA). Its
+network is there twice: with the example's six levels, an eighth as wide, and with the three levels and widths of ours.
 """
 
 import sys
@@ -26,12 +27,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hcm_helpers.acdc import GROUPS
-from hcm_helpers.features import Encoder, with_targets
+from hcm_helpers.features import Encoder
 from hcm_helpers.fidelity import kernel_distance
 from hcm_helpers.models.diffusion import Diffusion
 from hcm_helpers.models.layers import Batch, count_parameters
 from hcm_helpers.phantom import write_phantom
-from hcm_helpers.slices import Slices, load_slices, prepare
+from hcm_helpers.slices import load_slices, prepare
 from hcm_helpers.training import generate, load_weights, make_fabric, update_average
 
 BATCH, DRAWN, ROUNDS, STEPS = 16, 500, 3, 8
@@ -93,47 +94,50 @@ def monai() -> Peer:
     return Peer("MONAI", network, schedulers, torch.optim.Adam(network.parameters(), 2.5e-5), 0.0)
 
 
-def diffusers(size: int) -> Peer:
+def diffusers(size: int, widths: tuple[int, ...] = (16, 16, 32, 32, 40, 40)) -> Peer:
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
-    down = ("DownBlock2D",) * 4 + ("AttnDownBlock2D", "DownBlock2D")
-    up = ("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4
+    attentive = len(widths) - 2  # the example's level of attention, the last but one
     network = UNet2DModel(
         sample_size=size,
         in_channels=1,
         out_channels=1,
         layers_per_block=2,
-        block_out_channels=(16, 16, 32, 32, 40, 40),
-        down_block_types=down,
-        up_block_types=up,
+        block_out_channels=widths,
+        down_block_types=tuple("AttnDownBlock2D" if i == attentive else "DownBlock2D" for i in range(len(widths))),
+        up_block_types=tuple("AttnUpBlock2D" if i == 1 else "UpBlock2D" for i in range(len(widths))),
         norm_num_groups=8,
     )
     schedulers = tuple(kind(num_train_timesteps=1000) for kind in (DDPMScheduler, DDIMScheduler))
     settings = {"lr": 1e-4, "betas": (0.95, 0.999), "weight_decay": 1e-6}
-    return Peer("diffusers", network, schedulers, torch.optim.AdamW(network.parameters(), **settings), 0.9999)
+    name = f"diffusers, {len(widths)} levels"
+    return Peer(name, network, schedulers, torch.optim.AdamW(network.parameters(), **settings), 0.9999)
 
 
 class Ours:
-    """The model, optimizer and averages of profile cpu."""
+    """The model, the optimizers and the shorter average of profile cpu, whose width is 32."""
 
-    name = "ours"
-
-    def __init__(self, size: int, sigma_data: float):
+    def __init__(self, size: int, sigma_data: float, width: int = 32):
+        self.name = f"ours, width {width}"
         fabric = make_fabric()
-        model = Diffusion(size, 32, num_classes=len(GROUPS), sigma_data=sigma_data, augment=0.3, sampling_steps=20)
+        model = Diffusion(size, width, sigma_data=sigma_data, augment=0.3, sampling_steps=10)
         self.network = model.to(memory_format=torch.channels_last)
         self.average = deepcopy(self.network).eval()
-        optimizers = self.network.optimizers(1e-3, (0.9, 0.999))
+        optimizers = self.network.optimizers(2e-3, (0.9, 0.999))
         self.wrapped, *prepared = fabric.setup(self.network, *optimizers.values())
         self.wrapped.mark_forward_method("train_step")
         self.optimizers, self.fabric, self.steps = dict(zip(optimizers, prepared, strict=True)), fabric, 0
 
-    def train_step(self, x: Tensor, labels: Tensor | None = None) -> None:
-        labels = torch.full((len(x),), HCM) if labels is None else labels
+    def train_step(self, x: Tensor) -> None:
         x = x.contiguous(memory_format=torch.channels_last)
-        self.wrapped.train_step(Batch(x, labels), self.optimizers, self.fabric)
+        self.wrapped.train_step(Batch(x, torch.full((len(x),), HCM)), self.optimizers, self.fabric)
         self.steps += 1
-        update_average(self.average, self.network, min(0.998, (1 + self.steps) / (10 + self.steps)))
+        update_average(self.average, self.network, min(0.98, (1 + self.steps) / (10 + self.steps)))
+
+    def cool(self, share: float) -> None:
+        """The learning rate after this share of the time: it falls to 0 in the last 0.3, as `fit` lets it."""
+        for group in (group for optimizer in self.optimizers.values() for group in optimizer.param_groups):
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * min(1.0, (1 - share) / 0.3)
 
     @torch.no_grad()
     def evaluate(self, x: Tensor) -> None:
@@ -141,7 +145,7 @@ class Ours:
             self.average.denoise(x.contiguous(memory_format=torch.channels_last), torch.tensor(1.0))
 
     def draw(self, n: int, size: int) -> Tensor:
-        return generate(self.average, n, torch.full((n,), HCM))
+        return generate(self.average, n)
 
 
 def images_per_second(work: Callable[[Tensor], None], x: Tensor, fast: bool) -> float:
@@ -170,37 +174,39 @@ def ceiling() -> float:
 
 
 def compare_speed(x: Tensor) -> None:
-    size = x.shape[-1]
-    everyone = [Ours(size, 0.4), monai(), diffusers(size)]
+    size, works = x.shape[-1], ("train_step", "evaluate")
+    ours = [Ours(size, 0.4, width) for width in (32, 40)]
+    peers = [monai(), diffusers(size), diffusers(size, (32, 64, 64))]
     print(f"{size}×{size}, batches of {BATCH}, {torch.get_num_threads()} threads, {make_fabric()._precision.precision}")
     for fast in (False, True):
-        speeds = {(who.name, work): [] for who in everyone for work in ("train_step", "evaluate")}
+        speeds = {(who.name, work): [] for who in (*ours, *peers) for work in works}
         if fast:
             x = x.contiguous(memory_format=torch.channels_last)
-            for who in everyone[1:]:
+            for who in peers:
                 who.network.to(memory_format=torch.channels_last)
                 who.average.to(memory_format=torch.channels_last)
         for _ in range(ROUNDS + 1):  # in turn, and the first is to warm up
-            for who in everyone:
-                for work in ("train_step", "evaluate"):
+            for who in (*ours, *peers):
+                for work in works:
                     speeds[who.name, work].append(images_per_second(getattr(who, work), x, fast))
         best = {key: sorted(values[1:])[ROUNDS // 2] for key, values in speeds.items()}
         print("all in our precision and layout" if fast else "the peers as their examples run them")
-        for who in everyone:
-            rates = [best[who.name, work] for work in ("train_step", "evaluate")]
-            ratio = [best["ours", work] / rate for work, rate in zip(("train_step", "evaluate"), rates, strict=True)]
-            print(
-                f"  {who.name:<10}{count_parameters(who.network) / 1e6:.2f} M parameters   "
-                f"training {rates[0]:6.1f} images/s   evaluation {rates[1]:6.1f} images/s"
-                + ("" if who.name == "ours" else f"   ours {ratio[0]:.1f} and {ratio[1]:.1f} times as fast")
-            )
+        for who in (*ours, *peers):
+            rates = [best[who.name, work] for work in works]
+            line = f"  {who.name:<22}{count_parameters(who.network) / 1e6:.2f} M parameters   "
+            line += f"training {rates[0]:6.1f} images/s   evaluation {rates[1]:6.1f} images/s"
+            if who in peers:
+                match = next(o for o in ours if count_parameters(o.network) >= count_parameters(who.network))
+                ratio = [best[match.name, work] / rate for work, rate in zip(works, rates, strict=True)]
+                line += f"   {match.name}: {ratio[0]:.1f} and {ratio[1]:.1f} times as fast"
+            print(line)
 
-    ours, top = everyone[0], ceiling()
-    for work, name in (("train_step", "training step"), ("evaluate", "evaluation")):
+    top = ceiling()
+    for work, name in zip(works, ("training step", "evaluation"), strict=True):
         counter = FlopCounterMode(display=False)
         with counter:
-            getattr(ours, work)(x)
-        rate = counter.get_total_flops() / BATCH * best["ours", work]
+            getattr(ours[0], work)(x)
+        rate = counter.get_total_flops() / BATCH * best[ours[0].name, work]
         print(
             f"  {name}: {rate / 1e9:.0f} of {top / 1e9:.0f} GFLOP/s that a convolution reaches here, {rate / top:.0%}"
         )
@@ -208,20 +214,22 @@ def compare_speed(x: Tensor) -> None:
 
 def compare_quality(run: Path, minutes: float) -> None:
     train, test = (load_slices(run / "slices", split, ["HCM"]) for split in ("train", "test"))
-    everybody = with_targets(load_slices(run / "slices", "train"))
     (folder,) = run.glob("evaluation/networks-*/encoder")
     encoder = load_weights(Encoder(train.image_size), folder).eval()
     real = encoder.features(train.images)
     print(f"KID of test slices: {kernel_distance(real, encoder.features(test.images))[0]:.2f}")
     sigma_data = train.images.std().item()
-    for who in (Ours(train.image_size, sigma_data), monai(), diffusers(train.image_size)):
-        learned: Slices = everybody if who.name == "ours" else train
+    ours = Ours(train.image_size, sigma_data)
+    for model in (ours.network, ours.average):
+        model.learn_start(train.images)
+    for who in (ours, monai(), diffusers(train.image_size)):
         torch.manual_seed(0)
         who.network.train()
         start = time.perf_counter()
-        while time.perf_counter() - start < 60 * minutes:
-            rows = torch.randint(len(learned), (BATCH,))
-            who.train_step(learned.images[rows], *([learned.labels[rows]] if who.name == "ours" else []))
+        while (share := (time.perf_counter() - start) / (60 * minutes)) < 1:
+            if who is ours:
+                ours.cool(share)
+            who.train_step(train.images[torch.randint(len(train), (BATCH,))])
         value, low, high = kernel_distance(real, encoder.features(who.draw(DRAWN, train.image_size)))
         print(f"{who.name}: {who.steps} steps in {minutes:g} min, KID {value:.2f} [{low:.2f}, {high:.2f}]", flush=True)
 

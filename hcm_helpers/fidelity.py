@@ -158,9 +158,9 @@ def diversity(images: Tensor, patients: np.ndarray | None = None, seed: int = 0)
     rng = np.random.default_rng(seed)
     i = rng.integers(len(images), size=PAIRS)
     j = (i + rng.integers(1, len(images), size=PAIRS)) % len(images)
-    unit = to_unit(images).cpu()
+    unit = to_unit(images)
     pairs = zip(torch.from_numpy(i).split(100), torch.from_numpy(j).split(100), strict=True)
-    values = torch.cat([ms_ssim(unit[a], unit[b]) for a, b in pairs]).double().numpy()
+    values = torch.cat([ms_ssim(unit[a], unit[b]) for a, b in pairs]).double().cpu().numpy()
 
     owners = np.arange(len(images)) if patients is None else np.unique(patients, return_inverse=True)[1]
     number = owners.max() + 1

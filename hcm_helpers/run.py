@@ -60,9 +60,9 @@ ANCESTRAL = {"recipe": "epsilon", "schedule": "linear", "sampler": "ancestral", 
 # images of side S in batches of B (Karras et al. 2020, arXiv 2006.06676).
 EQUATION_5 = {"loss": "bce", "spectral_norm": False, "label_smoothing": 0.1, "gradient_penalty": 0.1}
 NETWORKS = {"encoder_epochs": 60, "segmenter_epochs": 60, "steps_compared": [5, 10, 30, 100], "num_compared": 200}
-TRIAL = {"patients": [2, 5, 10, 0], "factors": [1, 3, 10], "seeds": 5, "steps": 400, "width": 32, "learning_rate": 1e-3}
+TRIAL = {"patients": [2, 5, 10, 0], "factors": [1, 3, 10], "seeds": 3, "steps": 400, "width": 32, "learning_rate": 1e-3}
 GAN_64 = {"epochs": 220, "learning_rate": 2e-4, "width": 32, "validate_every": 10, "ema_decay": 0.995}
-GAN_128 = MANY | {"epochs": 800, "batch_size": 32, "learning_rate": 2e-4, "width": 64, "ema_decay": 0.999}
+GAN_128 = MANY | {"epochs": 600, "batch_size": 32, "learning_rate": 2e-4, "width": 64, "ema_decay": 0.999}
 PROFILES: dict[str, dict[str, Parameters]] = {
     "quick": {},  # the notebooks as they are stored: the phantom, small pictures, minutes on two CPU cores
     "cpu": {  # 64×64, real patients where there are any, within an hour on two CPU cores
@@ -73,7 +73,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "acgan": GAN_64 | {"epochs": 50, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
         # HCM only: in this hour it comes nearer to HCM than one that learns all groups at once
-        "diffusion": {"epochs": 220, "conditional": False, "validate_every": 10, "sampling_steps": 10},
+        "diffusion": {"epochs": 480, "conditional": False, "validate_every": 10, "sampling_steps": 10},
         "evaluation": {"encoder_epochs": 30, "segmenter_epochs": 24, "steps_compared": [5, 10, 30]},
         "augmentation": {"seeds": 3, "steps": 200, "width": 16, "learning_rate": 1e-3},
     },
@@ -97,9 +97,9 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "gan": MANY | {"epochs": 500},
         "dcgan": GAN_128,
         "infogan": GAN_128,
-        "acgan": GAN_128 | {"epochs": 160},
+        "acgan": GAN_128 | {"epochs": 120},
         "diffusion": MANY
-        | {"epochs": 120, "batch_size": 32, "learning_rate": 2e-3, "width": 64, "dropout": 0.1}
+        | {"epochs": 100, "batch_size": 32, "learning_rate": 2e-3, "width": 64, "dropout": 0.1}
         | {"validate_every": 10, "ema_decay": [0.99, 0.998], "sampling_steps": 10},
         "evaluation": NETWORKS,
         "augmentation": TRIAL,
