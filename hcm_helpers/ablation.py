@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from hcm_helpers import anatomy, features, fidelity, memorisation, run
+from hcm_helpers import anatomy, features, fidelity, memorisation, run, segmentation
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.files import write_whole
 from hcm_helpers.run import Parameters, find_step
@@ -145,7 +145,7 @@ class Judge:
             raise DataError(f"{networks} is missing; run notebooks 01 and 08 first, by `hcm run --run {folder.name}`")
         size = self.real.image_size
         self.encoder = load_weights(features.Encoder(size), networks / "encoder")
-        self.segmenter = load_weights(anatomy.Segmenter(size), networks / "segmenter")
+        self.segmenter = load_weights(segmentation.Segmenter(size), networks / "segmenter")
         self.features = self.encoder.features(self.real.images)
         held_out = memorisation.held_out_slices(folder / "slices", ["HCM"])
         self.threshold = memorisation.copy_threshold(memorisation.nearest_by_pixels(held_out.images, self.real)[0])
@@ -155,7 +155,7 @@ class Judge:
         images = images[(labels == GROUPS.index("HCM")) | (labels == -1)]
         drawn = self.encoder.features(images)
         near = fidelity.neighbourhoods(self.features, drawn)
-        hearts = anatomy.measure_all(anatomy.segment(self.segmenter, images), self.real.pixel_mm)
+        hearts = anatomy.measure_all(segmentation.segment(self.segmenter, images), self.real.pixel_mm)
         kid = dict(zip(("KID", "low", "high"), fidelity.kernel_distance(self.features, drawn), strict=True))
         shares = {measure: near[measure].mean().item() for measure in ("precision", "recall")}
         copies = memorisation.nearest_by_pixels(images, self.real)[0] > self.threshold

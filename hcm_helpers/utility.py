@@ -22,9 +22,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm
 
 from hcm_helpers.acdc import GROUPS, DataError
-from hcm_helpers.anatomy import Block
 from hcm_helpers.augment import jitter
 from hcm_helpers.models.layers import adam, check_width, step
+from hcm_helpers.segmentation import Block
 from hcm_helpers.similarity import TITLES, html_with_legend, plain_arithmetic
 from hcm_helpers.slices import Slices, check_image_size
 from hcm_helpers.training import Replay, make_fabric

@@ -1,4 +1,4 @@
-"""What the tests share: plain progress lines, a small phantom, the real patients, a trained encoder."""
+"""What the tests share: plain progress lines, a small phantom and its slices, the real patients, a trained encoder."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,7 @@ from rings import ring_slices
 
 from hcm_helpers.features import Encoder, with_targets
 from hcm_helpers.phantom import write_phantom
+from hcm_helpers.slices import prepare
 from hcm_helpers.training import fit
 
 os.environ["HCM_HEADLESS"] = "1"
@@ -35,6 +36,12 @@ def acdc_root() -> Path:
 def small_phantom(tmp_path_factory) -> Path:
     """A phantom of 15 patients, three of each group: the fewest that give every split one of each."""
     return write_phantom(tmp_path_factory.mktemp("phantom") / "phantom", patients=15)
+
+
+@pytest.fixture(scope="session")
+def phantom_slices(small_phantom, tmp_path_factory):
+    """Its slices at 128×128."""
+    return prepare(small_phantom, tmp_path_factory.mktemp("anatomy") / "slices", image_size=128)
 
 
 @pytest.fixture(scope="session")

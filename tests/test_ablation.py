@@ -7,7 +7,7 @@ import pytest
 import torch
 from stand_ins import write_notebook
 
-from hcm_helpers import ablation, anatomy, features, run, slices, training
+from hcm_helpers import ablation, features, run, segmentation, slices, training
 from hcm_helpers.acdc import DataError
 
 
@@ -19,7 +19,7 @@ def home(small_phantom, tmp_path_factory):
     slices.prepare(small_phantom, folder / "slices", 32)
     kept = folder / "evaluation" / f"networks-{slices.load_slices(folder / 'slices').fingerprint[:8]}"
     torch.manual_seed(0)
-    for name, network in (("encoder", features.Encoder(32)), ("segmenter", anatomy.Segmenter(32))):
+    for name, network in (("encoder", features.Encoder(32)), ("segmenter", segmentation.Segmenter(32))):
         (kept / name).mkdir(parents=True)
         training.save_weights(network, kept / name)
     return home
