@@ -9,8 +9,10 @@ import pandas as pd
 
 from hcm_helpers import anatomy, features, fidelity, memorisation, run, segmentation
 from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.execute import Parameters, default_jobs, execute_at_once
 from hcm_helpers.files import write_whole
-from hcm_helpers.run import Parameters, find_step
+from hcm_helpers.report import clock
+from hcm_helpers.run import find_step
 from hcm_helpers.slices import load_slices
 from hcm_helpers.training import load_samples, load_weights
 
@@ -122,10 +124,10 @@ def ablate(
         history = pd.read_csv(places[label] / model / "history.csv")
         rows[label] = {"variant": variant, "seed": int(seed), "epochs": base["epochs"]}
         rows[label] |= judge(places[label] / model) | {"seconds_training": history["seconds"].iloc[-1]}
-        echo(f"{label:<32}KID {rows[label]['KID']:.2f}{run.clock(seconds):>9}")
+        echo(f"{label:<32}KID {rows[label]['KID']:.2f}{clock(seconds):>9}")
 
-    jobs = run.default_jobs() if jobs is None else jobs
-    run.execute_at_once(calls, jobs, lambda label: None, ended)
+    jobs = default_jobs() if jobs is None else jobs
+    execute_at_once(calls, jobs, lambda label: None, ended)
     table = pd.DataFrame([rows[label] for label in calls])
     write_whole(folder / "ablation" / f"{model}.csv", lambda path: table.to_csv(path, index=False, float_format="%.5g"))
     return table

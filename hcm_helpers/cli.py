@@ -15,8 +15,9 @@ import click
 
 from hcm_helpers import acdc
 from hcm_helpers.acdc import DataError
+from hcm_helpers.execute import NotebookError, Parameters
 from hcm_helpers.report import table_as_text
-from hcm_helpers.run import PROFILES, STEPS, NotebookError, Parameters, find_step, run_series, step_name, unknown
+from hcm_helpers.run import PROFILES, STEPS, find_step, run_series, step_name, unknown
 
 
 @contextmanager

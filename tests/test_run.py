@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from stand_ins import write_notebook
 
-from hcm_helpers import cli, phantom, report, run
+from hcm_helpers import cli, execute, phantom, report, run
 from hcm_helpers.acdc import DataError
 
 COMMON = 'run_dir = "../runs/quick"\nseed = 0\n'
@@ -123,7 +123,7 @@ while not (here / "{other}").exists():
 
 
 def test_models_run_at_once_with_their_share_of_the_cores(hcm, tmp_path, notebooks, monkeypatch):
-    monkeypatch.setattr(run, "machine", lambda: {"cpu_cores": 6})
+    monkeypatch.setattr(execute, "machine", lambda: {"cpu_cores": 6})
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     write_notebook(notebooks, "02_vae", TRAIN, MEET.format(mine="a", other="b"))
     write_notebook(notebooks, "03_gan", TRAIN, MEET.format(mine="b", other="a"))
