@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from hcm_helpers.acdc import DataError
 from hcm_helpers.fidelity import sliced_wasserstein
+from hcm_helpers.models.diffusion import Diffusion
 from hcm_helpers.models.gan import GAN
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.slices import Slices
 from hcm_helpers.training import (
+    Replay,
     fit,
     generate,
     load_samples,
@@ -310,6 +312,19 @@ def test_resume_after_the_end_changes_nothing(tmp_path):
     assert again["validation"].tolist() == [2, 1, 3, 3]
     assert not model.seen  # not a step was taken
     assert model.count.item() == 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU plays steps back; there is none")
+def test_steps_that_a_gpu_plays_back_are_the_steps(tmp_path, monkeypatch):
+    train, losses = slices(96), []
+    for warm_up in (10**9, Replay.WARM_UP):
+        monkeypatch.setattr(Replay, "WARM_UP", warm_up)
+        torch.manual_seed(0)
+        model = Diffusion(32, width=8, augment=0.5)
+        folder = tmp_path / str(warm_up)
+        history = fit(model, train, train, folder, epochs=4, batch_size=16, validate_every=2, cooldown=0.5)
+        losses.append(history["loss"].tolist())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 def test_without_resume_training_begins_anew(tmp_path):

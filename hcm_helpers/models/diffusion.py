@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter_amounts, move
-from hcm_helpers.models.layers import Batch, Muon, adam, check_width, step
+from hcm_helpers.models.layers import Batch, Muon, adam, check_width, normal, step
 from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
 from hcm_helpers.slices import Slices, check_image_size, drawn_slices
 
@@ -294,16 +294,16 @@ class Diffusion(nn.Module):
         Args:
             batch: images, with their masks' channels if the model has masks; groups or targets of `Conditions`.
             amounts: (B, 5), by how much the images have been moved, or None.
-            generator: of times, levels and noise, on the CPU; None: PyTorch's own, on the images' device.
+            generator: of times, levels and noise; None: PyTorch's own, on the images' device.
         """
         x, targets = batch.images, as_targets(batch.labels) if self.num_classes else None
-        n, draw = len(x), {"generator": generator, "device": x.device if generator is None else "cpu"}
-        epsilon = torch.randn(x.shape, **draw).to(x.device)
+        n, epsilon = len(x), normal(x.shape, x.device, generator)
         if self.recipe == "epsilon":
-            t = torch.randint(1, self.num_steps + 1, (n,), **draw).to(x.device)
+            where = x.device if generator is None else generator.device
+            t = torch.randint(1, self.num_steps + 1, (n,), generator=generator, device=where).to(x.device)
             found, target = self.network(self.diffuse(x, t, epsilon), t, targets, amounts), epsilon
         else:
-            sigma = (self.P_mean + self.P_std * torch.randn(n, **draw)).exp().to(x.device)
+            sigma = (self.P_mean + self.P_std * normal((n,), x.device, generator)).exp()
             noisy = x + sigma[:, None, None, None] * epsilon
             c_skip, c_out, c_in = self.preconditioning(sigma)
             found = self.network(c_in * noisy, 250 * sigma.log(), targets, amounts)

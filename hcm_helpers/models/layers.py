@@ -33,6 +33,12 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
+def normal(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal numbers on a device: drawn there, or by the generator, if one is given, where that is."""
+    where = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=where).to(device)
+
+
 def adam(parameters, learning_rate: float, betas: tuple[float, float]) -> Adam:
     """The paper's optimizer (its section 2.3.2: learning rate 2e-4, β₁ 0.5, β₂ 0.999)."""
     return Adam(list(parameters), lr=learning_rate, betas=tuple(betas))

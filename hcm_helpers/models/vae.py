@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.augment import jitter
-from hcm_helpers.models.layers import Batch, adam, check_width, step
+from hcm_helpers.models.layers import Batch, adam, check_width, normal, step
 from hcm_helpers.slices import check_image_size
 
 
@@ -147,8 +147,7 @@ class VAE(nn.Module):
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """x̂, μ and log σ² of a batch, with one z = μ + σ ε drawn for each (the reparametrisation trick)."""
         mu, log_variance = self.encoder(x)
-        device = mu.device if generator is None else "cpu"
-        epsilon = torch.randn(mu.shape, generator=generator, device=device).to(mu)
+        epsilon = normal(mu.shape, mu.device, generator)
         z = mu + (0.5 * log_variance).exp() * epsilon
         return self.decoder(z), mu, log_variance
 
