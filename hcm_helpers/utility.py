@@ -188,14 +188,16 @@ def fit(
         raise DataError(f"batch_size={batch_size}: one half of a batch shows HCM, so choose an even number")
     fabric = make_fabric()
     optimizer = adam(network.parameters(), learning_rate, (0.9, 0.999))
-    wrapped, optimizer = fabric.setup(network.train().to(memory_format=torch.channels_last), optimizer)
+    # Not by fabric.setup: it guards backward passes by a flag that threads would share.
+    network = fabric.to_device(network.train()).to(memory_format=torch.channels_last)
     hcm, rest = fabric.to_device(hcm), fabric.to_device(rest)
     y = fabric.to_device(torch.arange(batch_size) < batch_size // 2).float()
     tones = torch.Generator(fabric.device).manual_seed(seed)
 
     def train_step(x: Tensor) -> dict[str, Tensor]:
         x = (jitter(x, generator=tones) if jittered else x).contiguous(memory_format=torch.channels_last)
-        loss = F.binary_cross_entropy_with_logits(wrapped(x).float(), y)
+        with fabric.autocast():
+            loss = F.binary_cross_entropy_with_logits(network(x).float(), y)
         step(optimizer, loss, fabric)
         return {"loss": loss}
 
