@@ -1,11 +1,13 @@
 """Utility: scores and intervals known by hand, what each arm is trained on, and a signal that must be found."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning_fabric import Fabric
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hcm_helpers import figures, utility
@@ -360,3 +362,13 @@ def test_the_figure_marks_gains_and_leaks(table, tmp_path):
         shown = rows[(rows["patients"] == patients) & ((column == "value") | (rows["verdict"] != "–"))]
         assert [c.lines[0].get_xdata()[0] for c in axes.containers] == pytest.approx(list(shown[column]))
     assert few_gain.get_xlabel() == "gain over real only"
+
+
+def test_trainings_in_threads_do_not_disturb_each_other_in_bf16(monkeypatch):
+    """Fabric's own guard of the backward pass is one flag for all threads: the second one failed by it."""
+    monkeypatch.setattr(utility, "make_fabric", lambda: Fabric(accelerator="cpu", devices=1, precision="bf16-mixed"))
+    images, networks = noise(40, 0), [utility.Classifier(32, 8) for _ in range(4)]
+    before = [network.out.weight.clone() for network in networks]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda network: fit(network, images[:20], images[20:], steps=15), networks))
+    assert not any(torch.equal(network.out.weight, old) for network, old in zip(networks, before, strict=True))
