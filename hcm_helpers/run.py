@@ -63,7 +63,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "acgan": GAN_64 | {"epochs": 50, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
         # HCM only: in this hour it comes nearer to HCM than one that learns all groups at once
-        "diffusion": {"epochs": 300, "conditional": False, "validate_every": 10, "sampling_steps": 10},
+        "diffusion": {"epochs": 280, "conditional": False, "validate_every": 10, "sampling_steps": 10},
         "evaluation": {"encoder_epochs": 30, "segmenter_epochs": 24, "steps_compared": [5, 10, 30]},
         "augmentation": {"seeds": 3, "steps": 200, "width": 16, "learning_rate": 1e-3},
     },
