@@ -195,7 +195,7 @@ def test_losses_against_equation_8_by_hand():
     model = small(num_categories=2, label_smoothing=0.0, mutual_information_weight=0.5, augment=False)
     model.generator, model.discriminator = Painter(), Judge()
     drawn = []
-    model.noise = lambda n: drawn.append(infogan.InfoGAN.noise(model, n)) or drawn[-1]
+    model.noise = lambda n, device: drawn.append(infogan.InfoGAN.noise(model, n, device=device)) or drawn[-1]
     optimizers = model.optimizers(learning_rate=0.0, betas=(0.5, 0.999))
     batch = Batch(torch.zeros(8, 1, 32, 32), torch.zeros(8).long())
     losses = model.train_step(batch, optimizers, make_fabric())
