@@ -17,7 +17,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from hcm_helpers.acdc import GROUPS, PHASES, DataError
 from hcm_helpers.augment import jitter
-from hcm_helpers.models.layers import Batch, adam, check_width, normal, step
+from hcm_helpers.models.layers import Batch, adam, check_width, drawn_on, normal, step
 from hcm_helpers.similarity import to_unit
 from hcm_helpers.slices import Slices, check_image_size
 
@@ -147,7 +147,7 @@ def degrade(images: Tensor, generator: torch.Generator | None = None) -> tuple[T
     Shapes: (B, 1, S, S) → (B, 1, S, S), (B, 2).
     """
     n, reach = len(images), images.shape[-1] // 32
-    where = images.device if generator is None else generator.device
+    where = drawn_on(images.device, generator)
     amounts, kept = (torch.rand(n, k, generator=generator, device=where) for k in (2, 1))
     amounts = amounts * (kept < 0.5)
     noise = normal(images.shape, images.device, generator)

@@ -236,9 +236,9 @@ class Replay:
                     state["step"] = state["step"].to(device)
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        self.count += 1
         if self.aside is None:
             return detached(self.step(*inputs))
+        self.count += 1
         if self.count <= self.WARM_UP:
             self.aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.aside):

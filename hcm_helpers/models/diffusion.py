@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter_amounts, move
-from hcm_helpers.models.layers import Batch, Muon, adam, check_width, normal, step
+from hcm_helpers.models.layers import Batch, Muon, adam, check_width, drawn_on, normal, step
 from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
 from hcm_helpers.slices import Slices, check_image_size, drawn_slices
 
@@ -299,7 +299,7 @@ class Diffusion(nn.Module):
         x, targets = batch.images, as_targets(batch.labels) if self.num_classes else None
         n, epsilon = len(x), normal(x.shape, x.device, generator)
         if self.recipe == "epsilon":
-            where = x.device if generator is None else generator.device
+            where = drawn_on(x.device, generator)
             t = torch.randint(1, self.num_steps + 1, (n,), generator=generator, device=where).to(x.device)
             found, target = self.network(self.diffuse(x, t, epsilon), t, targets, amounts), epsilon
         else:

@@ -33,10 +33,14 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
+def drawn_on(device: torch.device, generator: torch.Generator | None) -> torch.device:
+    """Where random numbers for a device are drawn: there, or where the generator is, if one is given."""
+    return device if generator is None else generator.device
+
+
 def normal(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal numbers on a device: drawn there, or by the generator, if one is given, where that is."""
-    where = device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=where).to(device)
+    """Standard normal numbers on a device, see `drawn_on`."""
+    return torch.randn(shape, generator=generator, device=drawn_on(device, generator)).to(device)
 
 
 def adam(parameters, learning_rate: float, betas: tuple[float, float]) -> Adam:
