@@ -56,7 +56,7 @@ def cli() -> None:
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
-    help="Models trained at once.  [default: one a core; one where there is a GPU]",
+    help="Notebooks run at once, of those that can be.  [default: one a core; one where there is a GPU]",
 )
 def run_command(profile, data, run, seed, image_size, only, settings, jobs) -> None:
     """Run the notebooks in order into runs/NAME and write the table and report.html."""

@@ -63,7 +63,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "acgan": GAN_64 | {"epochs": 50, "validate_every": 5},  # five times as many slices
         "infogan": GAN_64,
         # HCM only: in this hour it comes nearer to HCM than one that learns all groups at once
-        "diffusion": {"epochs": 280, "conditional": False, "validate_every": 10, "sampling_steps": 10},
+        "diffusion": {"groups": ["HCM"], "epochs": 280, "dropout": 0.1, "validate_every": 10, "sampling_steps": 10},
         "evaluation": {"encoder_epochs": 30, "segmenter_epochs": 24, "steps_compared": [5, 10, 30]},
         "augmentation": {"seeds": 3, "steps": 200, "width": 16, "learning_rate": 1e-3},
     },
@@ -76,8 +76,8 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "infogan": PAPER | EQUATION_5 | {"mutual_information_weight": 1.0, "least_sigma": 1.0},
         "diffusion": PAPER
         | ANCESTRAL
-        | {"epochs": 115, "ema_decay": [0.999], "conditional": False, "augment": 0.0}
-        | {"optimizer": "adam", "cooldown": 0.0, "gaussian_start": False},
+        | {"epochs": 115, "ema_decay": [0.999], "groups": ["HCM"], "conditional": False}
+        | {"augment": 0.0, "optimizer": "adam", "cooldown": 0.0, "gaussian_start": False},
         "evaluation": NETWORKS,
         "augmentation": TRIAL,
     },
@@ -121,9 +121,9 @@ def run_series(
         seed: of every notebook; None: 0, or where `only` repeats steps of a run, that run's.
         only: the steps to run, by number or name; none named: all.
         overrides: step: parameter: value, over the profile's; the step by number or name.
-        jobs: how many of the models' notebooks run at once, the cores shared among them; None: as many as there are
-            cores, or one where there is a GPU. With more than one, a script that calls this needs the guard
-            `if __name__ == "__main__":`.
+        jobs: how many notebooks that need nothing of each other run at once, the cores shared among them; None: as
+            many as there are cores, or one where there is a GPU. With more than one, a script that calls this needs
+            the guard `if __name__ == "__main__":`.
         home: the folder with runs/ and data/ in it.
         notebooks_dir: where the notebooks are.
         echo: prints one line.
@@ -346,8 +346,9 @@ def choose_data(data: str | Path | None, home: Path, parameters: Parameters) -> 
 
 
 def batches(notebooks: Iterable[str]) -> list[list[str]]:
-    """The notebooks in their order, those of the models together: of them none reads what another one writes."""
-    together = itertools.groupby(notebooks, key=lambda notebook: "models" if STEPS[notebook] else notebook)
+    """The notebooks in their order, together those of which none reads what another one writes."""
+    kinds = {"08_evaluation": "judges", "09_augmentation": "judges"}  # both read what the models have drawn
+    together = itertools.groupby(notebooks, key=lambda name: "models" if STEPS[name] else kinds.get(name, name))
     return [list(batch) for _, batch in together]
 
 
