@@ -101,7 +101,7 @@ def ablate(
             raise run.unknown("variant", variant, VARIANTS[model])
     folder, notebook = Path(home).resolve() / "runs" / run.run_name(name), find_step(model)
     judge = Judge(folder)
-    profile = run.earlier_record(Path(home).resolve(), name).get("profile", "quick")
+    profile = run.earlier_record(folder).get("profile", "quick")
     base = run.plan(profile, folder, 0, [notebook], {})[notebook] | SHORT.get(model, {})
     base |= {"epochs": epochs or max(1, base["epochs"] // 3), "num_samples": num_samples}
 

@@ -58,7 +58,8 @@ def cli() -> None:
     type=click.IntRange(min=1),
     help="Notebooks run at once, of those that can be.  [default: one a core; one where there is a GPU]",
 )
-def run_command(profile, data, run, seed, image_size, only, settings, jobs) -> None:
+@click.option("--resume", is_flag=True, help="Go on with a run that was cut off; what is done is kept.")
+def run_command(profile, data, run, seed, image_size, only, settings, jobs, resume) -> None:
     """Run the notebooks in order into runs/NAME and write the table and report.html."""
     os.environ["HCM_HEADLESS"] = "1"  # plain progress lines in the notebooks
     with _errors_to_exit_codes():
@@ -66,7 +67,11 @@ def run_command(profile, data, run, seed, image_size, only, settings, jobs) -> N
         if image_size is not None:
             overrides.setdefault("data_preparation", {})["image_size"] = image_size
         steps = [step.strip() for step in only.split(",") if step.strip()]
-        folder = run_series(profile, data, run, seed, steps, overrides, jobs)
+        try:
+            folder = run_series(profile, data, run, seed, steps, overrides, jobs, resume)
+        except KeyboardInterrupt:
+            click.echo(f"\nhcm: stopped; `hcm run --run {run or profile or 'quick'} --resume` goes on", err=True)
+            sys.exit(130)
     table = table_as_text(folder)
     click.echo(f"\n{table or 'no table yet: notebook 08 writes it'}\n")
     click.echo(f"report    {folder / 'report.html'}")

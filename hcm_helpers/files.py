@@ -1,11 +1,22 @@
 """Files that are whole or not there, and what tells contents apart."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+
+from hcm_helpers.acdc import DataError
+
+REMEDIES = {
+    errno.ENOSPC: "make room on its disk, then go on by `hcm run --resume`; what was written before is whole",
+    errno.EACCES: "the folder must be yours to write in",
+    errno.EROFS: "the folder must be yours to write in",
+    errno.ENOENT: "its folder has gone; put it back or begin a new run",
+}
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -14,10 +25,21 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Args:
         path: where the file belongs; what was there is replaced.
         write: is called with the temporary path; if it fails, what was there stays.
+
+    Raises:
+        DataError: the disk is full or has gone, or nothing may be written there.
     """
     part = path.with_name(f".{path.name}.part")
-    write(part)
-    os.replace(part, path)
+    try:
+        write(part)
+        with part.open("r+b") as file:
+            os.fsync(file.fileno())  # or after a power cut the name could stand before the content
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        remedy = REMEDIES.get(error.errno, "see that it can be written to, then run again")
+        raise DataError(f"{path} cannot be written ({os.strerror(error.errno or errno.EIO)}): {remedy}") from error
 
 
 def sha256(*contents) -> str:

@@ -24,6 +24,7 @@ from hcm_helpers.acdc import DataError
 from hcm_helpers.execute import Parameters, default_jobs, execute_at_once, execute_in_turn, machine, progress
 from hcm_helpers.files import write_whole
 from hcm_helpers.report import write_report
+from hcm_helpers.resume import CUT_OFF, alone, inputs, reasons, this_process
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
@@ -107,6 +108,7 @@ def run_series(
     only: Iterable[str] = (),
     overrides: Mapping[str, Parameters] | None = None,
     jobs: int | None = None,
+    resume: bool = False,
     *,
     home: str | Path = ".",
     notebooks_dir: str | Path = NOTEBOOKS,
@@ -124,6 +126,9 @@ def run_series(
         jobs: how many notebooks that need nothing of each other run at once, the cores shared among them; None: as
             many as there are cores, or one where there is a GPU. With more than one, a script that calls this needs
             the guard `if __name__ == "__main__":`.
+        resume: go on with a run that was cut off, with its profile, seed, data and overrides where none are given.
+            Notebooks that are done with the same inputs are kept, and one that was cut off goes on from its
+            checkpoint.
         home: the folder with runs/ and data/ in it.
         notebooks_dir: where the notebooks are.
         echo: prints one line.
@@ -132,19 +137,28 @@ def run_series(
         The run's folder: report.html, run.json, notebooks/ and what the notebooks wrote.
 
     Raises:
-        DataError: data, profile, step, parameter or value are wrong; nothing has been started or written.
+        DataError: data, profile, step, parameter or value are wrong, another process has this run, or there is nothing
+            to resume; nothing has been started or written.
         NotebookError: a cell failed; run.json and the executed notebook tell where.
     """
     home, notebooks_dir = Path(home).resolve(), Path(notebooks_dir).resolve()
     notebooks = chosen_steps(only)
-    record = earlier_record(home, run or profile or "quick") if only else {}
+    folder = home / "runs" / run_name(run or profile or "quick")
+    record = earlier_record(folder) if only or resume else {}
+    if resume and not record:
+        raise DataError(f"{folder}: there is no run to go on with; leave --resume out to begin one")
     profile = profile or record.get("profile", "quick")
     seed = record.get("seed", 0) if seed is None else seed
-    folder = home / "runs" / run_name(run or profile)
-    parameters = plan(profile, folder, seed, notebooks, overrides or {}, notebooks_dir)
+    settings: dict[str, Parameters] = {}
+    if resume:
+        settings = {step: values for step, values in record.get("settings", {}).items() if step in notebooks}
+    for step, values in (overrides or {}).items():
+        settings[find_step(step)] = settings.get(find_step(step), {}) | dict(values)
+    parameters = plan(profile, folder, seed, notebooks, settings, notebooks_dir)
 
     prepares = "01_data_preparation" in notebooks
     if prepares:
+        data = record.get("data") if resume and data is None else data
         data, description = choose_data(data, home, parameters["01_data_preparation"])
         parameters["01_data_preparation"]["data_dir"] = str(data)
         record |= {"data": str(data), "data_description": description}
@@ -153,19 +167,30 @@ def run_series(
         raise DataError("--data is read by notebook 01 only; add 01 to --only")
     echo(f"run       {folder} (profile {profile}, seed {seed})")
 
-    record |= {"run": folder.name, "profile": profile, "seed": seed}
+    record |= {"run": folder.name, "profile": profile, "seed": seed, "settings": settings}
     record |= {
+        "process": this_process(),
         "started": datetime.now().isoformat("T", "seconds"),
         "versions": versions(),
         "machine": machine(),
     }
     states = dict(record.get("notebooks", {}))
-    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    files = {notebook: notebooks_dir / f"{notebook}.ipynb" for notebook in notebooks}
+    now = {notebook: inputs(files[notebook], parameters[notebook]) for notebook in notebooks}
+    order = batches(notebooks)
+    why = reasons(order, states, parameters, now) if resume else dict.fromkeys(notebooks, "")
+    for notebook, reason in why.items():
+        if resume:
+            echo(f"{notebook:<20}{reason}")
+        if "resume" in parameters[notebook]:
+            parameters[notebook]["resume"] = reason == CUT_OFF
     jobs = default_jobs() if jobs is None else jobs
-    with progress(len(notebooks), echo) as (begin, end):
+    with alone(folder, earlier_record(folder).get("process", {})), progress(len(why), echo) as (begin, end):
+        (folder / "notebooks").mkdir(exist_ok=True)
 
         def started(notebook: str) -> None:
             states[notebook] = {"state": "running", "seconds": None, "parameters": parameters[notebook]}
+            states[notebook]["inputs"] = now[notebook]
             record["notebooks"] = dict(sorted(states.items()))
             write_record(folder, record)
             begin(notebook)
@@ -176,17 +201,17 @@ def run_series(
             if state == "done":
                 end(notebook, seconds)
 
-        for together in batches(notebooks):
+        for together in order:
             calls = {
-                notebook: (notebooks_dir / f"{notebook}.ipynb", folder / "notebooks", parameters[notebook])
+                notebook: (files[notebook], folder / "notebooks", parameters[notebook])
                 for notebook in together
+                if notebook in why
             }
             if jobs > 1 and len(calls) > 1:
                 execute_at_once(calls, jobs, started, ended)
             else:
                 execute_in_turn(calls, started, ended)
-
-    write_report(folder)
+        write_report(folder)
     return folder
 
 
@@ -352,14 +377,14 @@ def batches(notebooks: Iterable[str]) -> list[list[str]]:
     return [list(batch) for _, batch in together]
 
 
-def earlier_record(home: Path, name: str) -> dict[str, Any]:
-    """run.json of a run that is there already, else an empty dict."""
-    path = home / "runs" / run_name(name) / "run.json"
+def earlier_record(folder: Path) -> dict[str, Any]:
+    """run.json in the folder of a run that is there already, else an empty dict."""
+    path = folder / "run.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write run.json: profile, seed, data, versions, machine; each notebook's parameters, state, seconds."""
+    """Write run.json: profile, seed, data, process, machine; each notebook's parameters, inputs, state, seconds."""
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / "run.json", lambda path: path.write_text(text, encoding="utf-8"))
 

@@ -5,11 +5,15 @@ import logging
 import math
 import os
 import platform
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +26,7 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from hcm_helpers.acdc import DataError
+from hcm_helpers.checkpoint import load_state, match_layout, save_state
 from hcm_helpers.fidelity import sliced_wasserstein
 from hcm_helpers.files import write_whole
 from hcm_helpers.models.layers import Batch
@@ -49,6 +54,7 @@ def fit(
     num_snapshots: int = 0,
     seed: int = 0,
     resume: bool = False,
+    checkpoint_seconds: float = 30.0,
 ) -> pd.DataFrame:
     """Train a model, keep the weights that do best on the validation patients, and return the history.
 
@@ -59,27 +65,31 @@ def fit(
     Args:
         model: offers `optimizers(learning_rate, betas)`, `train_step(batch, optimizers, fabric)` and `sample`.
         train, validation: slices of the training and of the validation patients.
-        folder: gets weights.safetensors (best), history.csv, checkpoint/last.pt and, if asked for, snapshots.npz.
+        folder: gets weights.safetensors (best), history.csv, checkpoint/last.safetensors and, if asked for,
+            snapshots.npz.
         epochs: at most so many passes over the training slices.
         batch_size: images in a step; what does not fill a batch waits for the next epoch's shuffle.
         learning_rate, betas: of Adam.
         patience: stop after so many epochs without a better validation; 0 never stops early.
-        validate_every: epochs from one validation, and checkpoint, to the next.
+        validate_every: epochs from one validation to the next.
         ema_decay: of the exponential moving average of the weights, an average over 1/(1 − decay) steps. Of several,
             each validation takes the one that does best.
         cooldown: share of the epochs, at the end, in which the learning rate falls to 0 in a straight line.
         num_snapshots: so many times, evenly through training, eight images are drawn from the average with the same
             noise (`load_snapshots`).
         seed: of the shuffling and of the noise in training.
-        resume: go on from checkpoint/last.pt if it is there.
+        resume: go on from checkpoint/last.safetensors if it is there. On a CPU the end is the same, bit for bit, as
+            that of a training that was never cut off.
+        checkpoint_seconds: time from one checkpoint to the next.
 
     Returns:
         One row an epoch: epoch, seconds since the start, one column a loss, validation (NaN where not measured), and
         with several averages ema_decay, the one that was best.
 
     Raises:
-        DataError: a batch of one image or larger than the training set, a checkpoint of other averages, or a loss
+        DataError: a batch of one image or larger than the training set, a checkpoint of another training, or a loss
             that is not finite.
+        KeyboardInterrupt: Ctrl-C; the step has been finished and the checkpoint written.
 
     Source: section 2.3.2 of Rayavarapu & Rao 2025.
     """
@@ -92,7 +102,10 @@ def fit(
         )
     folder = Path(folder)
     (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
-    last = folder / "checkpoint" / "last.pt"
+    last = folder / "checkpoint" / "last.safetensors"
+    settings = {"batch_size": batch_size, "learning_rate": learning_rate, "betas": list(betas), "seed": seed}
+    settings |= {"ema_decay": np.atleast_1d(ema_decay).tolist()}
+    settings |= {"data": [train.fingerprint, validation.fingerprint]}
 
     fabric = make_fabric()
     model = fabric.to_device(model).to(memory_format=torch.channels_last)
@@ -108,24 +121,30 @@ def fit(
 
     history: list[dict[str, float]] = []
     snapshots: dict[int, Tensor] = {}
+    losses: dict[str, list[Tensor]] = {}  # of the steps of this epoch
     best, best_epoch, steps, elapsed = math.inf, 0, 0, 0.0
+    order = torch.empty(0, dtype=torch.int64)  # of the slices in this epoch
     torch.manual_seed(seed)
     if resume and last.exists():
-        state = torch.load(last, weights_only=True)
-        if len(state.get("averages", ())) != len(averages) or state["optimizers"].keys() != optimizers.keys():
-            raise DataError(
-                f"{last} is of other averages or optimizers, or an earlier version; delete its folder to train anew"
-            )
+        state = load_checkpoint(folder)
+        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
+        if changed or state["optimizers"].keys() != optimizers.keys():
+            what = ", ".join(changed) or "the optimizer"
+            raise DataError(f"{last} is of a training that differs in {what}: delete its folder to train anew")
         model.load_state_dict(state["model"])
         for average, weights in zip(averages.values(), state["averages"], strict=True):
             average.load_state_dict(weights)
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
+            match_layout(optimizer)
         history, best, best_epoch, steps = (state[k] for k in ("history", "best", "best_epoch", "steps"))
-        elapsed = history[-1]["seconds"]
+        order, elapsed = state["order"], state["seconds"]
+        losses = {name: [fabric.to_device(loss) for loss in values] for name, values in state["losses"].items()}
         if num_snapshots and (folder / "snapshots.npz").is_file():
             snapshots = {epoch: x for epoch, x in load_snapshots(folder).items() if epoch <= len(history)}
         torch.set_rng_state(state["rng"])
+        if fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"])
         if patience and len(history) - best_epoch >= patience:
             epochs = len(history)  # it had ended early
 
@@ -133,24 +152,49 @@ def fit(
         lambda x, labels: wrapped.train_step(Batch(x, labels), optimizers, fabric), optimizers.values(), fabric.device
     )
     start = time.perf_counter() - elapsed
+
+    def write_checkpoint() -> None:
+        state = {
+            "settings": settings,
+            "model": model.state_dict(),
+            "averages": [average.state_dict() for average in averages.values()],
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            "history": history,
+            "best": best,
+            "best_epoch": best_epoch,
+            "steps": steps,
+            "order": order,
+            "losses": losses,
+            "seconds": time.perf_counter() - start,
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state() if fabric.device.type == "cuda" else None,
+        }
+        save_state(state, last)
+
+    steps_per_epoch, written = len(images) // batch_size, time.perf_counter()
     progress = Progress(epochs, first=len(history), name=type(model).__name__)
     for epoch in range(len(history) + 1, epochs + 1):
         model.train()
         falling = min(1.0, (epochs + 1 - epoch) / (cooldown * epochs)) if cooldown else 1.0
         for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
             set_learning_rate(group, group["initial_lr"] * falling)
-        losses: dict[str, list[Tensor]] = {}
-        order = torch.randperm(len(images)).to(images.device)
-        batches = order[: len(order) // batch_size * batch_size].split(batch_size)
-        for indices in batches:
-            x = fabric.to_device(images[indices]).contiguous(memory_format=torch.channels_last)
-            found = take_step(x, fabric.to_device(labels[indices]))
-            steps += 1
-            # An average starts short, or the first random weights would stay in it for a thousand steps.
-            for decay, average in averages.items():
-                update_average(average, model, min(decay, (1 + steps) / (10 + steps)))
-            for name, loss in found.items():
-                losses.setdefault(name, []).append(loss)
+        taken = steps - (epoch - 1) * steps_per_epoch  # steps of this epoch, before an interruption
+        if not taken:
+            order, losses = torch.randperm(len(images)), {}
+        batches = order.to(images.device)[: steps_per_epoch * batch_size].split(batch_size)
+        for indices in batches[taken:]:
+            with finishing() as interrupted:
+                x = fabric.to_device(images[indices]).contiguous(memory_format=torch.channels_last)
+                found = take_step(x, fabric.to_device(labels[indices]))
+                steps += 1
+                # An average starts short, or the first random weights would stay in it for a thousand steps.
+                for decay, average in averages.items():
+                    update_average(average, model, min(decay, (1 + steps) / (10 + steps)))
+                for name, loss in found.items():
+                    losses.setdefault(name, []).append(loss)
+                if interrupted or time.perf_counter() - written > checkpoint_seconds:
+                    write_checkpoint()
+                    written = time.perf_counter()
         by_step = {name: torch.stack(values).float().cpu() for name, values in losses.items()}
         row = {name: values.mean().item() for name, values in by_step.items()}
         looked = epoch % validate_every == 0 or epoch == epochs
@@ -173,17 +217,6 @@ def fit(
             if row["validation"] < best:
                 best, best_epoch = row["validation"], epoch
                 save_weights(averages[chosen], folder)
-            state = {
-                "model": model.state_dict(),
-                "averages": [average.state_dict() for average in averages.values()],
-                "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-                "history": history,
-                "best": best,
-                "best_epoch": best_epoch,
-                "steps": steps,
-                "rng": torch.get_rng_state(),
-            }
-            write_whole(last, lambda path, state=state: torch.save(state, path))
             write_history(history, folder)
         if num_snapshots and epoch * num_snapshots // epochs > (epoch - 1) * num_snapshots // epochs:
             with fabric.autocast():
@@ -193,9 +226,42 @@ def fit(
         progress.update(row)
         if looked and patience and epoch - best_epoch >= patience:
             break
+    write_checkpoint()
     progress.close(f"best validation {best:.4g} in epoch {best_epoch}")
     load_weights(model, folder)
     return pd.DataFrame(history)
+
+
+def load_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """The state of a training in folder, at its last checkpoint: model, averages, optimizers, history and more.
+
+    Raises:
+        DataError: it is broken.
+    """
+    return load_state(Path(folder) / "checkpoint" / "last.safetensors")
+
+
+@contextmanager
+def finishing() -> Iterator[list[int]]:
+    """Ctrl-C within this context waits for its end; until then it stands in the list. A second one does not wait."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only that one hears of it
+        yield asked
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if asked:
+        raise KeyboardInterrupt("the step was finished and the checkpoint written; resume=True goes on from there")
 
 
 class Replay:

@@ -21,6 +21,7 @@ from hcm_helpers.training import (
     Replay,
     fit,
     generate,
+    load_checkpoint,
     load_samples,
     load_snapshots,
     load_weights,
@@ -280,8 +281,8 @@ def gan(kind: type[GAN] = GAN) -> GAN:
 def test_interrupted_and_resumed_is_as_if_it_had_never_stopped(tmp_path):
     settings = {"n": 24, "batch_size": 8, "validate_every": 2, "ema_decay": 0.9, "seed": 5}
     whole = train(gan(), tmp_path / "whole", epochs=6, **settings)
-    with pytest.raises(KeyboardInterrupt):  # in epoch 5; the last look, and checkpoint, was in epoch 4
-        train(gan(InterruptedGAN), tmp_path / "parts", epochs=6, **settings)
+    with pytest.raises(KeyboardInterrupt):  # in epoch 5, of three steps each; the last checkpoint was after step 13
+        train(gan(InterruptedGAN), tmp_path / "parts", epochs=6, checkpoint_seconds=0.0, **settings)
     resumed = gan()
     parts = train(resumed, tmp_path / "parts", epochs=6, resume=True, **settings)
 
@@ -291,7 +292,7 @@ def test_interrupted_and_resumed_is_as_if_it_had_never_stopped(tmp_path):
     assert (tmp_path / "parts/weights.safetensors").read_bytes() == (
         tmp_path / "whole/weights.safetensors"
     ).read_bytes()
-    last = [torch.load(tmp_path / name / "checkpoint/last.pt", weights_only=True) for name in ("parts", "whole")]
+    last = [load_checkpoint(tmp_path / name) for name in ("parts", "whole")]
     for ours, theirs in ([state["model"] for state in last], [state["averages"][0] for state in last]):
         for a, b in zip(ours.values(), theirs.values(), strict=True):
             assert torch.equal(a, b)
@@ -299,7 +300,7 @@ def test_interrupted_and_resumed_is_as_if_it_had_never_stopped(tmp_path):
 
 def test_a_checkpoint_of_other_averages_is_refused(tmp_path):
     train(Scripted((1.0,) * 4), tmp_path, epochs=2)
-    with pytest.raises(DataError, match=r"last\.pt is of other averages or optimizers, or an earlier version; delete"):
+    with pytest.raises(DataError, match=r"last\.safetensors is of a training that differs in ema_decay: delete"):
         train(Scripted((1.0,) * 4), tmp_path, epochs=4, ema_decay=[0.0, 0.5], resume=True)
 
 
@@ -350,7 +351,7 @@ def test_no_half_written_file_stays(tmp_path):
     save_samples(generate(model, 4), tmp_path)
     write_run_json(tmp_path, seed=0)
     names = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert names == ["checkpoint/last.pt", "history.csv", "run.json", "samples.npz", "weights.safetensors"]
+    assert names == ["checkpoint/last.safetensors", "history.csv", "run.json", "samples.npz", "weights.safetensors"]
 
 
 def test_generate_is_the_same_for_the_same_seed_in_any_mode():
