@@ -16,6 +16,7 @@ import click
 from hcm_helpers import acdc
 from hcm_helpers.acdc import DataError
 from hcm_helpers.execute import NotebookError, Parameters
+from hcm_helpers.files import refusal
 from hcm_helpers.report import table_as_text
 from hcm_helpers.run import PROFILES, STEPS, find_step, run_series, step_name, unknown
 
@@ -25,6 +26,9 @@ def _errors_to_exit_codes():
     """Bad input: one sentence and exit code 2; a failing cell: its traceback and exit code 1."""
     try:
         yield
+    except OSError as error:
+        click.echo(f"hcm: {refusal(error.filename or 'a file', error)}", err=True)
+        sys.exit(2)
     except (DataError, NotebookError) as error:
         click.echo(f"hcm: {error}", err=True)
         sys.exit(1 if isinstance(error, NotebookError) and not error.bad_input else 2)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hcm_helpers.files import refusal
 from hcm_helpers.report import clock
 
 Parameters = dict[str, Any]
@@ -68,7 +69,7 @@ def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
         )
     except PapermillExecutionError as error:
         shown = f"the notebook as far as it ran: {executed}"
-        if error.ename == "DataError":
+        if error.ename in ("DataError", "OSError"):  # what a user can put right: an input, or a full disk
             raise NotebookError(f"{error.evalue}\n{notebook.stem}, cell [{error.exec_count}]; {shown}", True) from None
         last_lines = "\n".join("\n".join(error.traceback).splitlines()[-15:])
         source = "\n".join(f"    {line}" for line in error.source.splitlines())
@@ -77,6 +78,8 @@ def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
     except DeadKernelError:
         cause = "its kernel died, most often because memory ran out: try a smaller batch_size or image size"
         raise NotebookError(f"{notebook.stem}: {cause}\nthe notebook as far as it ran: {executed}") from None
+    except OSError as error:  # papermill could not write it
+        raise NotebookError(str(refusal(error.filename or executed, error)), True) from None
     except CellTimeoutError:
         cause = f"a cell took longer than {CELL_TIMEOUT // 3600} hours"
         raise NotebookError(f"{notebook.stem}: {cause}\nthe notebook as far as it ran: {executed}") from None

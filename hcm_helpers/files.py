@@ -13,9 +13,9 @@ from hcm_helpers.acdc import DataError
 
 REMEDIES = {
     errno.ENOSPC: "make room on its disk, then go on by `hcm run --resume`; what was written before is whole",
-    errno.EACCES: "the folder must be yours to write in",
-    errno.EROFS: "the folder must be yours to write in",
-    errno.ENOENT: "its folder has gone; put it back or begin a new run",
+    errno.EROFS: "choose a folder that is not read-only",
+    errno.EACCES: "choose a folder that you may write to; on Windows close the notebooks that read it",
+    errno.ENOENT: "its folder has gone; put it back, or begin a new run",
 }
 
 
@@ -38,8 +38,13 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink()
-        remedy = REMEDIES.get(error.errno, "see that it can be written to, then run again")
-        raise DataError(f"{path} cannot be written ({os.strerror(error.errno or errno.EIO)}): {remedy}") from error
+        raise refusal(path, error) from error
+
+
+def refusal(path: Path, error: OSError) -> DataError:
+    """One sentence about a file that could not be written, and what to do."""
+    remedy = REMEDIES.get(error.errno, "see that it can be written to, then go on by `hcm run --resume`")
+    return DataError(f"{path} cannot be written ({error.strerror or error}): {remedy}")
 
 
 def sha256(*contents) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hcm_helpers.acdc import DataError
+from hcm_helpers.files import refusal
 
 PLACES = ("run_dir", "data_dir", "resume")  # parameters that say where and how, not what
 CUT_OFF = "was cut off"
@@ -103,7 +104,7 @@ def alone(folder: Path, owner: Mapping[str, Any]) -> Iterator[None]:
             f"{folder.name} is being run by {who}: wait for it, or give this run a --run of its own"
         ) from None
     except OSError as error:
-        raise DataError(f"{folder} cannot be written to ({error.strerror}): choose a folder that can") from error
+        raise refusal(folder, error) from error
     try:
         yield
     finally:

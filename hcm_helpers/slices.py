@@ -31,7 +31,7 @@ from hcm_helpers.acdc import (
     read_cine,
     read_volume,
 )
-from hcm_helpers.files import sha256, write_whole
+from hcm_helpers.files import refusal, sha256, write_whole
 from hcm_helpers.localise import count_in_square, find_heart, pose_angle, starts_at_base
 from hcm_helpers.resampling import crop, percentiles, resample, resample_mask, triangle_taps, turned
 
@@ -209,8 +209,8 @@ def prepare(
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
-    except PermissionError as error:  # on Windows, where a file that is mapped into memory cannot be replaced
-        raise DataError(f"{folder}: cannot be replaced ({error}); close the notebooks that read it") from error
+    except OSError as error:  # on Windows also where a file is mapped into memory and cannot be replaced
+        raise refusal(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(finished)

@@ -1,6 +1,7 @@
 """The training loop on toy models whose every step is known beforehand, and the distance it may select by."""
 
 import math
+import signal
 
 import numpy as np
 import pandas as pd
@@ -296,6 +297,22 @@ def test_interrupted_and_resumed_is_as_if_it_had_never_stopped(tmp_path):
     for ours, theirs in ([state["model"] for state in last], [state["averages"][0] for state in last]):
         for a, b in zip(ours.values(), theirs.values(), strict=True):
             assert torch.equal(a, b)
+
+
+class CtrlCGAN(InterruptedGAN):
+    """Somebody presses Ctrl-C in the midst of step 13."""
+
+    def train_step(self, batch, optimizers, fabric):
+        if self.steps == 12:
+            signal.raise_signal(signal.SIGINT)
+        return super().train_step(batch, optimizers, fabric)
+
+
+def test_ctrl_c_finishes_the_step_and_writes_the_checkpoint(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="the step was finished and the checkpoint written"):
+        train(gan(CtrlCGAN), tmp_path, n=24, batch_size=8, epochs=6)
+    assert load_checkpoint(tmp_path)["steps"] == 13
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_checkpoint_of_other_averages_is_refused(tmp_path):
