@@ -125,6 +125,7 @@ def prepare(
     *,
     frames: str = "ed_es",
     canonical_pose: bool = False,
+    train_fraction: float = 1.0,
     workers: int | None = None,
 ) -> Slices:
     """Make slices of all patients and write them to a folder, all files at once.
@@ -142,6 +143,8 @@ def prepare(
         seed: of the split into train, validation and test.
         frames: "ed_es" for the two phases with masks, "all" for every frame of the cine, where there is one.
         canonical_pose: turn each heart so that its right ventricle lies to the left of the picture.
+        train_fraction: share of the training patients of each group that is kept, at least one; a smaller share is
+            part of a larger one.
         workers: threads; None takes one a core. Threads are enough: unzipping and arithmetic run outside
             Python's lock.
 
@@ -151,6 +154,8 @@ def prepare(
     settings = Settings(image_size, field_of_view, frames, canonical_pose)
     folder = Path(folder).absolute()
     _check_replaceable(folder)
+    if not 0 < train_fraction <= 1:
+        raise DataError(f"train_fraction = {train_fraction}: must be above 0, and 1 for all")
     given_root = isinstance(patients_or_root, str | Path)
     patients = find_patients(patients_or_root) if given_root else list(patients_or_root)
     if not patients:
@@ -168,7 +173,8 @@ def prepare(
             raise
     duplicates = find_duplicates(parts)
     parts = [part for part in parts if part.patient.name not in duplicates]
-    split = assign_splits([part.patient for part in parts], seed)
+    split = assign_splits([part.patient for part in parts], seed, train_fraction)
+    parts = [part for part in parts if part.patient.name in split]
     _warn(parts, settings)
 
     parts.sort(key=lambda part: (SPLITS.index(split[part.patient.name]), GROUPS.index(part.patient.group)))
@@ -194,6 +200,7 @@ def prepare(
             "frames": frames,
             "canonical_pose": canonical_pose,
             "seed": seed,
+            "train_fraction": train_fraction,
             "patients": len(parts),
             "slices": len(manifest),
             "patients_by_split": {name: list(split.values()).count(name) for name in SPLITS},
@@ -438,8 +445,10 @@ def find_duplicates(parts: Sequence[Part]) -> dict[str, str]:
     return duplicates
 
 
-def assign_splits(patients: Sequence[Patient], seed: int) -> dict[str, str]:
+def assign_splits(patients: Sequence[Patient], seed: int, train_fraction: float = 1.0) -> dict[str, str]:
     """Each patient's split: train, validation or test, so that no patient is in two.
+
+    Of the training patients of a group the first of a random order are kept, that share, at least one.
 
     The official testing patients are the test set where they come with training patients; of the training
     patients then 15 % go to validation. Otherwise 10 % go to validation and 20 % to test. Every group is
@@ -454,8 +463,9 @@ def assign_splits(patients: Sequence[Patient], seed: int) -> dict[str, str]:
         enough = len(names) >= 3
         validation, test = (max(1, round(share * len(names))) if share and enough else 0 for share in shares)
         order = [names[i] for i in np.random.default_rng([seed, number]).permutation(len(names))]
-        for place, name in enumerate(order):
-            split[name] = SPLITS[0 if place >= validation + test else 1 if place < validation else 2]
+        held_out, training = order[: validation + test], order[validation + test :]
+        split |= {name: SPLITS[1 if place < validation else 2] for place, name in enumerate(held_out)}
+        split |= dict.fromkeys(training[: max(1, round(train_fraction * len(training)))], SPLITS[0])
     return split
 
 
