@@ -140,6 +140,7 @@ def execute_at_once(calls: Calls, jobs: int, started: Started, ended: Ended) -> 
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()
+            wait(running, timeout=10)  # for a training to finish its step and write its checkpoint
             for notebook, start in running.values():
                 ended(notebook, "stopped", time.perf_counter() - start)
             raise
@@ -148,8 +149,9 @@ def execute_at_once(calls: Calls, jobs: int, started: Started, ended: Ended) -> 
 
 
 def leave_with_parent() -> None:
-    """Have this process leave Ctrl-C to its parent, and end when the parent has, however it did."""
+    """Have this process leave Ctrl-C to its parent, take its SIGTERM for one, and end when the parent has."""
     signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which its kernels would inherit
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def follow() -> None:
         multiprocessing.parent_process().join()
