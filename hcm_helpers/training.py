@@ -245,10 +245,10 @@ def load_checkpoint(folder: str | Path) -> dict[str, Any]:
 def finishing() -> Iterator[list[int]]:
     """Ctrl-C within this context waits for its end; until then it stands in the list. A second one does not wait."""
     asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only that one hears of it
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is signal.SIG_IGN:  # it will not be heard
         yield asked
         return
-    usual = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame) -> None:
         if asked:

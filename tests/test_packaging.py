@@ -68,8 +68,9 @@ def test_pins_are_exact_and_hold_on_any_machine():
 
 def test_pins_admit_the_lowest_python():
     lowest = floor(PROJECT["project"]["requires-python"]) + ".0"
-    bench = {canonicalize_name(Requirement(line).name) for line in PROJECT["project"]["optional-dependencies"]["bench"]}
-    for name in PINS.keys() - bench:  # what only the benchmarks need is not installed everywhere
+    extras = PROJECT["project"]["optional-dependencies"]
+    elsewhere = {canonicalize_name(Requirement(line).name) for line in extras["bench"] + extras["cluster"]}
+    for name in PINS.keys() - elsewhere:  # what only benchmarks and clusters need is not installed everywhere
         python = metadata.metadata(name)["Requires-Python"]
         assert lowest in SpecifierSet(python or ""), f"{name} needs Python {python}; pin an earlier version of it"
 

@@ -308,6 +308,15 @@ class CtrlCGAN(InterruptedGAN):
         return super().train_step(batch, optimizers, fabric)
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard, which it is not in a process that a shell has put in the background."""
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, usual)
+
+
+@pytest.mark.usefixtures("heard")
 def test_ctrl_c_finishes_the_step_and_writes_the_checkpoint(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="the step was finished and the checkpoint written"):
         train(gan(CtrlCGAN), tmp_path, n=24, batch_size=8, epochs=6)
