@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hcm_helpers import training
 from hcm_helpers.acdc import GROUPS, DataError
-from hcm_helpers.files import write_whole
+from hcm_helpers.files import read_json, read_npy, write_whole
 from hcm_helpers.memorisation import copy_threshold, held_out_slices, nearest_by_pixels
 from hcm_helpers.models.acgan import ACGAN
 from hcm_helpers.models.dcgan import DCGAN
@@ -104,7 +104,7 @@ def sample(
 
     kept = write_images(folder, settings, network, train)
     if file_format == "npz":
-        arrays = [np.stack([np.load(folder / name) for name in names]) for names in file_names(settings)]
+        arrays = [np.stack([read_npy(folder / name) for name in names]) for names in file_names(settings)]
         images, *masks = map(torch.from_numpy, arrays)
         training.save_samples(images[:, None], folder, torch.full((n,), label(settings)), *masks)
         for name in chain(*file_names(settings)):
@@ -129,13 +129,12 @@ def load_model(folder: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
         DataError: run.json or the weights are missing, broken or do not fit each other.
     """
     path = folder / "run.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        parameters = facts["parameters"]
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: train this model to its end, by its notebook or by `hcm run`") from None
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{path} is broken ({error!r}): train this model again") from error
+    if not path.is_file():
+        raise DataError(f"{path} is missing: train this model to its end, by its notebook or by `hcm run`")
+    facts = read_json(path, "train this model again")
+    parameters = facts.get("parameters")
+    if not isinstance(parameters, dict):
+        raise DataError(f"{path} is broken (it has no parameters): train this model again")
     arguments = list(inspect.signature(NETWORKS[name]).parameters)
     for key in ("groups", *arguments):
         if key not in parameters:
@@ -330,10 +329,10 @@ def write_tables(folder: Path, settings: Settings) -> None:
 def read_state(folder: Path) -> dict[str, Any]:
     """What `write_state` wrote, an empty dict where no export of ours has begun."""
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = read_json(folder / STATE, "name another folder")
+    except DataError:
         return {}
-    return state if isinstance(state, dict) and state.get("made_by") == "hcm sample" else {}
+    return state if state.get("made_by") == "hcm sample" else {}
 
 
 def write_state(folder: Path, settings: Settings, finished: bool, kept: list[int] | None = None) -> None:

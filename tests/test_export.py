@@ -49,14 +49,20 @@ def save_model(name, groups=("HCM",), **changed):
     return folder
 
 
+def write_manifest(folder, rows):
+    """manifest.csv of slices (patient, group, split, thickness in mm)."""
+    columns = "patient,group,phase,frame,slice,position,labelled,pixel_mm,thickness_mm,split"
+    lines = [columns, *(f"{p},{g},ED,1,2,0.5,True,2.5,{mm},{s}" for p, g, s, mm in rows)]
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+
+
 def save_slices(fingerprint="f" * 64):
     """runs/small/slices: four HCM slices, most of them 8 mm thick, and one of another group."""
     folder = Path("runs/small/slices")
     folder.mkdir(parents=True)
     rows = [("patient021", "HCM", "train", mm) for mm in (5.0, 8.0, 8.0)]
     rows += [("patient022", "HCM", "test", 3.0), ("patient001", "DCM", "train", 3.0)]
-    lines = ["patient,group,split,pixel_mm,thickness_mm", *(f"{p},{g},{s},2.5,{mm}" for p, g, s, mm in rows)]
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    write_manifest(folder, rows)
     (folder / "slices.json").write_text(json.dumps({"fingerprint": fingerprint}))
     np.save(folder / "images.npy", np.zeros((5, 1, 32, 32), np.float32))
     np.save(folder / "masks.npy", np.zeros((5, 32, 32), np.uint8))
@@ -441,8 +447,7 @@ def learn(*places, held_out=20):
     others[:1] = 0.42 * candidates[places[0]] + 0.56 * others[:1]
     folder = Path("runs/small/slices")
     rows = ["train"] * len(places) + ["validation", "test"] * (held_out // 2)
-    lines = [f"patient{i:03d},HCM,{split},2.5,8.0" for i, split in enumerate(rows)]
-    (folder / "manifest.csv").write_text("\n".join(["patient,group,split,pixel_mm,thickness_mm", *lines]) + "\n")
+    write_manifest(folder, [(f"patient{i:03d}", "HCM", split, 8.0) for i, split in enumerate(rows)])
     images = torch.cat([candidates[list(places)] * 0.5 + 0.1, others])  # of less contrast, and brighter
     np.save(folder / "images.npy", images.numpy())
     np.save(folder / "masks.npy", np.zeros((len(rows), 32, 32), np.uint8))
