@@ -22,7 +22,7 @@ import click
 from hcm_helpers import acdc
 from hcm_helpers.acdc import DataError
 from hcm_helpers.execute import Parameters, default_jobs, execute_at_once, execute_in_turn, machine, progress
-from hcm_helpers.files import write_whole
+from hcm_helpers.files import read_json, write_whole
 from hcm_helpers.report import write_report
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -96,6 +96,8 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     },
 }
 
+# What papermill writes into a notebook as a literal, in lists too. A tuple of strings it writes so that they become code.
+PLAIN = (str, bool, int, float, type(None))
 PACKAGES = ("hcm-helpers", "torch", "lightning-fabric", "numpy", "scikit-image", "nibabel", "papermill")
 
 
@@ -262,20 +264,16 @@ def stored_parameters(notebook: Path) -> Parameters:
 
 
 def checked(name: str, value: Any, default: Any) -> Any:
-    """The value in the type of its default: an int does for a float, a tuple for a list, anything for None.
+    """The value in the type of its default: an int does for a float, a tuple for a list, anything of PLAIN for None.
 
     Raises:
         DataError: the types differ.
     """
-    if default is None:
-        return value
+    if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple, type(None))):
+        return [checked(f"an entry of {name}", entry, default[0] if default else None) for entry in value]
     if isinstance(default, float) and type(value) is int:
         return float(value)
-    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        if default:
-            value = [checked(f"an entry of {name}", entry, default[0]) for entry in value]
-        return type(default)(value)
-    if type(value) is not type(default):
+    if type(value) not in PLAIN or (default is not None and type(value) is not type(default)):
         raise DataError(f"{name} is of type {type(default).__name__}, such as {default!r}; {value!r} is not")
     return value
 
@@ -355,7 +353,7 @@ def batches(notebooks: Iterable[str]) -> list[list[str]]:
 def earlier_record(home: Path, name: str) -> dict[str, Any]:
     """run.json of a run that is there already, else an empty dict."""
     path = home / "runs" / run_name(name) / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path, "remove it and run all steps") if path.is_file() else {}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
