@@ -96,7 +96,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     },
 }
 
-# What papermill writes into a notebook as a literal, in lists too. A tuple of strings it writes so that they become code.
+# What papermill writes into a notebook as a literal, in lists too. A tuple of strings it writes so that they are code.
 PLAIN = (str, bool, int, float, type(None))
 PACKAGES = ("hcm-helpers", "torch", "lightning-fabric", "numpy", "scikit-image", "nibabel", "papermill")
 

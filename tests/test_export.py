@@ -1,8 +1,11 @@
 """`hcm sample`: what it writes, read back by other libraries; what it continues, refuses and never deletes."""
 
 import csv
+import gzip
 import hashlib
 import json
+import time
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from skimage.io import imread
 
 from hcm_helpers import cli, export, training
@@ -164,7 +168,7 @@ def test_manifest_and_datalist(here, file_format):
     folder = exported("vae", 3, "out", "--format", file_format, "--seed", 7)
     with (folder / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["file", "model", "group", "seed", "index", "run", "weights_sha256"]
+    assert list(rows[0]) == ["file", "model", "group", "seed", "index", "copy", "run", "weights_sha256"]
     assert [row["index"] for row in rows] == ["0", "1", "2"]
     for row in rows:
         assert (folder / row["file"]).is_file()
@@ -475,6 +479,76 @@ def test_copies_are_left_out_and_counted(copies):
     images, _ = floats(exported("vae", 60, "all", "--format", "npz"), 60)
     assert np.array_equal(images, without((), 60))
     assert "rejected" not in facts_of("all")
+    assert marks("out") == ["False"] * 60
+
+
+def marks(folder):
+    return [row["copy"] for row in csv.DictReader((Path(folder) / "manifest.csv").open(newline=""))]
+
+
+@pytest.mark.parametrize("file_format", ["png", "nifti", "npz"])
+def test_copies_are_marked_and_named(copies, file_format):
+    learn(*COPIES, 78, 79)
+    result = hcm("vae", "-n", 80, "--out", "out", "--format", file_format)
+    assert result.exit_code == 0, result.output
+    assert [i for i, mark in enumerate(marks("out")) if mark == "True"] == [*COPIES, 78, 79]
+    assert marks("out").count("False") == 72
+    (line,) = [line for line in result.output.splitlines() if "copies" in line]
+    assert line.startswith("8 of 80 images are copies of a training slice (r above 0.")
+    named = {"npz": "samples.npz[{}]"}.get(file_format, "vae_{:05d}." + export.SUFFIXES[file_format])
+    assert ": " + ", ".join(named.format(i) for i in COPIES[:5]) + " and 3 more; " in line
+
+    result = hcm("vae", "-n", 3, "--out", "few", "--format", file_format)
+    assert "0 of 3 images are copies" in result.output
+    assert marks("few") == ["False"] * 3
+
+
+def test_where_copies_cannot_be_told_a_line_says_why(copies, here):
+    learn(*COPIES, held_out=18)
+    before = content(exported("vae", 4, "few_held_out"))
+    for why in ("18 held-out slices are too few", "are not the slices", "holds no images.npy"):
+        result = hcm("vae", "-n", 4, "--out", "out", "--force")
+        assert result.exit_code == 0, result.output
+        (line,) = [line for line in result.output.splitlines() if "could not be told" in line]
+        assert why in line
+        assert marks("out") == [""] * 4
+        assert content("out") == before
+        slices = here / "runs/small/slices"
+        (slices / "slices.json").write_text(json.dumps({"fingerprint": "0" * 64}))
+        if why == "are not the slices":
+            (slices / "images.npy").unlink()
+
+
+@pytest.mark.parametrize("model", ["vae", "diffusion"])
+@pytest.mark.parametrize("file_format", ["png", "nifti", "npz"])
+def test_no_patient_and_no_path_is_in_any_file(here, model, file_format):
+    """Nor a time: what the files hold is the images and the settings."""
+    learn(*COPIES)
+    if model == "diffusion":
+        save_model(model, with_masks=True)
+    options = ["--with-masks"] if model == "diffusion" else []
+    folder = exported(model, 3, "out", "--format", file_format, *options)
+    secrets = ["patient", str(here), time.strftime("%Y-%m-%d")]
+    for path in folder.iterdir():
+        written = path.read_bytes()
+        if path.suffix == ".gz":
+            assert written[3:8] == bytes(5), "no name, comment or time in gzip's header"
+            written = gzip.decompress(written)
+            header = nib.load(path).header
+            assert not header.extensions
+            for field in ("descrip", "aux_file", "intent_name", "data_type", "db_name"):
+                assert header[field] == b""
+        if path.suffix == ".png":
+            assert Image.open(path).info == {}
+        if path.suffix == ".npz":
+            for member in zipfile.ZipFile(path).infolist():
+                assert member.filename in ("images.npy", "labels.npy", "masks.npy")
+                assert (member.comment, member.date_time) == (b"", (1980, 1, 1, 0, 0, 0))
+        for secret in secrets:
+            assert secret.encode() not in written, f"{path.name} holds {secret}"
+    assert set(facts_of("out")) == {"made_by", "finished", "settings"}
+    known = {"run", "model", "group", "seed", "images", "format", "masks", "weights_sha256", "spacing_mm"}
+    assert set(facts_of("out")["settings"]) <= known
 
 
 def test_fewer_images_without_copies_are_the_first_of_more(copies):
