@@ -6,6 +6,7 @@ doi 10.1109/TMI.2018.2837502. One folder a patient: `Info.cfg`, and for end-dias
 """
 
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,7 +22,10 @@ from nibabel.wrapstruct import WrapStructError
 GROUPS = ("NOR", "MINF", "DCM", "HCM", "RV")
 PHASES = ("ED", "ES")  # end-diastole: the ventricle is full; end-systole: it has contracted
 # What a bad file raises. Not MemoryError: no header makes us take much memory before it has been judged.
-UNREADABLE = (OSError, EOFError, ValueError, OverflowError, isal_zlib.error, WrapStructError, HeaderDataError)
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, OverflowError),
+    *(isal_zlib.error, zlib.error, WrapStructError, HeaderDataError),
+)
 LARGEST_INFO = 2**16  # bytes of an Info.cfg; ACDC's have less than 100
 MOST_FRAMES = 2**15 - 1  # of a cine: more NIfTI-1 cannot count
 MOST_VOXELS = 2**24  # of a volume, 512 × 512 × 64: more than three times the largest of ACDC

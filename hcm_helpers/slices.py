@@ -277,7 +277,7 @@ def _read_manifest(path: Path) -> pd.DataFrame:
         DataError: it is no table, lacks a column, or has a value that cannot be.
     """
     try:
-        rows = pd.read_csv(path, dtype=COLUMNS, index_col=False)
+        rows = pd.read_csv(path, dtype=COLUMNS)
     except (ValueError, OverflowError) as error:  # of pandas, or where it is not UTF-8
         raise DataError(f"{path}: cannot be read ({one_line(error)}); {AGAIN}") from error
     for column in COLUMNS:
@@ -287,6 +287,7 @@ def _read_manifest(path: Path) -> pd.DataFrame:
     right = {column: rows[column].isin(values) for column, values in known.items()}
     right |= {column: rows[column].between(0, math.inf, "neither") for column in ("pixel_mm", "thickness_mm")}
     right |= {"patient": rows["patient"].notna(), "position": rows["position"].between(0, 1)}
+    right |= {"frame": rows["frame"] >= 1, "slice": rows["slice"] >= 0}
     for column, rights in right.items():
         if not rights.all():
             raise DataError(f"{path}: {column} is '{one_line(rows[column][~rights].iloc[0], 40)}'; {AGAIN}")
