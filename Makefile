@@ -42,7 +42,7 @@ bench: $(STAMP)
 	done
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build *.egg-info
 	find hcm_helpers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

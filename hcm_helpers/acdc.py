@@ -6,6 +6,7 @@ doi 10.1109/TMI.2018.2837502. One folder a patient: `Info.cfg`, and for end-dias
 """
 
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,17 +21,28 @@ from nibabel.wrapstruct import WrapStructError
 
 GROUPS = ("NOR", "MINF", "DCM", "HCM", "RV")
 PHASES = ("ED", "ES")  # end-diastole: the ventricle is full; end-systole: it has contracted
-# What a bad file raises; memory is short where a header claims more voxels than anyone has.
+# What a bad file raises. Not MemoryError: no header makes us take much memory before it has been judged.
 UNREADABLE = (
-    *(OSError, EOFError, ValueError, OverflowError, MemoryError),
-    *(isal_zlib.error, WrapStructError, HeaderDataError),
+    *(OSError, EOFError, ValueError, OverflowError),
+    *(isal_zlib.error, zlib.error, WrapStructError, HeaderDataError),
 )
+LARGEST_INFO = 2**16  # bytes of an Info.cfg; ACDC's have less than 100
+MOST_FRAMES = 2**15 - 1  # of a cine: more NIfTI-1 cannot count
+MOST_VOXELS = 2**24  # of a volume, 512 × 512 × 64: more than three times the largest of ACDC
+MOST_BETWEEN = 2**20  # bytes between a header and its voxels
 BACKGROUND, RIGHT_VENTRICLE, MYOCARDIUM, LEFT_VENTRICLE = range(4)  # the values in a mask
 SPACING_MM = ((0.3, 5), (0.3, 5), (1, 20))  # what a voxel of a short-axis stack can measure along x, y, z
 
 
 class DataError(ValueError):
     """Bad input, told in one sentence: the file or parameter, and what to do about it."""
+
+
+def one_line(words: object, most: int = 200) -> str:
+    """What an error or a file says, as a part of a sentence: no line breaks, no control signs, not at any length."""
+    text = "".join(sign if sign.isprintable() else " " for sign in str(words))
+    text = " ".join(text.split()) or type(words).__name__
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -172,17 +184,25 @@ def read_info(path: str | Path) -> dict:
         (float, kg). Numbers stand in the files both as `178` and as `178.0`.
 
     Raises:
-        DataError: no such file, a key missing or with two values, a value that is no number, an unknown group or
-            frame, ED and ES in one frame.
+        DataError: no such file, a key missing or with two values, a value that is no number or an impossible one, an
+            unknown group or frame, ED and ES in one frame.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; download this patient again")
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_INFO + 1)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if len(content) > LARGEST_INFO:
+        raise DataError(f"{path}: is larger than {LARGEST_INFO} bytes; download this patient again")
     text: dict[str, str] = {}
-    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
+    for line in content.decode("utf-8-sig", errors="replace").splitlines():
         key, _, value = (part.strip() for part in line.partition(":"))
         if text.setdefault(key, value) != value:
-            raise DataError(f"{path}: {key} is both '{text[key]}' and '{value}'; correct it")
+            key, *values = (one_line(part, 40) for part in (key, text[key], value))
+            raise DataError(f"{path}: {key} is both '{values[0]}' and '{values[1]}'; correct it")
     info: dict = {}
     for key in ("ED", "ES", "Group", "Height", "NbFrame", "Weight"):
         if key not in text:
@@ -190,12 +210,17 @@ def read_info(path: str | Path) -> dict:
         try:
             info[key] = text[key] if key == "Group" else float(text[key])
         except ValueError:
-            raise DataError(f"{path}: {key} is '{text[key]}', which is no number; correct it") from None
+            value = one_line(text[key], 40)
+            raise DataError(f"{path}: {key} is '{value}', which is no number; correct it") from None
     if info["Group"] not in GROUPS:
-        raise DataError(f"{path}: unknown group '{info['Group']}'; it must be one of {', '.join(GROUPS)}")
+        group = one_line(info["Group"], 40)
+        raise DataError(f"{path}: unknown group '{group}'; it must be one of {', '.join(GROUPS)}")
+    for key, limit in (("Height", math.inf), ("Weight", math.inf), ("NbFrame", MOST_FRAMES + 1)):
+        if not 0 <= info[key] < limit:
+            raise DataError(f"{path}: {key} is {info[key]:g}, which cannot be; correct it")
     for key in ("NbFrame", "ED", "ES"):
         if not 1 <= info[key] <= info["NbFrame"] or info[key] % 1:
-            raise DataError(f"{path}: {key} is {text[key]}, of {text['NbFrame']} frames; correct it")
+            raise DataError(f"{path}: {key} is {info[key]:g}, of {info['NbFrame']:g} frames; correct it")
         info[key] = int(info[key])
     if info["ED"] == info["ES"]:
         raise DataError(f"{path}: ED and ES are both frame {info['ED']}; correct it")
@@ -280,22 +305,27 @@ class Header:
     """What a NIfTI-1 header says: shape, type and place of the voxels, and their size in mm.
 
     nibabel reads the fields. Its own check of them is left out, as it makes 1 mm of a spacing of 0, and so is its
-    reading of the voxels, which copies them twice.
+    reading of the voxels, which copies them twice. A header that claims more than any heart needs is refused, so that
+    what is unzipped by it is bounded.
     """
 
     SIZE = 348
 
     def __init__(self, block: bytes):
         fields = nib.Nifti1Header(block, check=False)
-        self.shape, self.offset = fields.get_data_shape(), max(int(fields["vox_offset"]), 352)
+        num_dimensions, *dimensions = fields["dim"].tolist()
+        self.shape, self.offset = tuple(dimensions[: max(num_dimensions, 0)]), max(int(fields["vox_offset"]), 352)
         self.spacing = tuple(float(zoom) for zoom in fields["pixdim"][1:4])
         self.scale = fields.get_slope_inter()
         try:
             self.dtype = fields.get_data_dtype()
         except KeyError:
             raise ValueError(f"unknown type of voxel {fields['datatype']}") from None
-        if fields["sizeof_hdr"] != self.SIZE or self.dtype.kind not in "iuf" or min(self.shape, default=0) < 1:
+        known_type = self.dtype.kind in "iuf" and self.dtype.itemsize <= 8
+        if fields["sizeof_hdr"] != self.SIZE or not known_type or min(self.shape, default=0) < 1:
             raise ValueError(f"no header of a picture: shape {self.shape}, voxels of type {self.dtype}")
+        if math.prod(self.shape[:3]) > MOST_VOXELS or self.offset > MOST_BETWEEN:
+            raise ValueError(f"no header of a heart: shape {self.shape}, from byte {self.offset} on")
 
     def voxels(self, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
         """The voxels in these bytes, in the file's type, or in float32 if the header scales them."""
@@ -320,6 +350,9 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     try:
         with igzip.open(path) as file:
             header = Header(file.read(Header.SIZE))
+            if len(header.shape) != 3:
+                raise DataError(f"{path}: has shape {header.shape}, not (X, Y, Z); download this patient again")
+            check_spacing(path, header.spacing, "download this patient again")
             file.read(header.offset - Header.SIZE)
             voxels = header.voxels(file.read(math.prod(header.shape) * header.dtype.itemsize), header.shape)
             _check_end(file)
@@ -327,9 +360,6 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
         raise DataError(f"{path}: there is no such file; download this patient again") from None
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
-    if voxels.ndim != 3:
-        raise DataError(f"{path}: has shape {voxels.shape}, not (X, Y, Z); download this patient again")
-    check_spacing(path, header.spacing, "download this patient again")
     return voxels, header.spacing
 
 
@@ -364,5 +394,4 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     """The one sentence; a DataError stays what it is."""
     if isinstance(error, DataError):
         return error
-    reason = " ".join(str(error).split()) or type(error).__name__  # nibabel's messages run over several lines
-    return DataError(f"{path}: cannot be read ({reason}); download this patient again")
+    return DataError(f"{path}: cannot be read ({one_line(error)}); download this patient again")

@@ -154,7 +154,9 @@ def sample_command(run, model, n, folder, file_format, group, seed, force, rejec
         from hcm_helpers import export
 
         try:
-            settings = export.sample(run, model, n, folder, file_format, group, seed, force, reject_copies, with_masks)
+            settings = export.sample(
+                run, model, n, folder, file_format, group, seed, force, reject_copies, with_masks, click.echo
+            )
         except KeyboardInterrupt:
             click.echo("hcm: interrupted; the same command goes on with it", err=True)
             sys.exit(130)

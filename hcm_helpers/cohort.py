@@ -3,13 +3,15 @@
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import Opener
 
-from hcm_helpers.acdc import GROUPS, MYOCARDIUM, UNREADABLE, DataError, Header, check_spacing
+from hcm_helpers.acdc import GROUPS, MYOCARDIUM, UNREADABLE, DataError, Header, check_spacing, one_line
 
 COLUMNS = ("patient", "group", "image", "mask", "ED", "ES")
 
@@ -38,13 +40,15 @@ def convert_cohort(table: str | Path, root: str | Path) -> Path:
     try:
         rows = pd.read_csv(table, dtype=str, skipinitialspace=True, index_col=False, keep_default_na=False).fillna("")
     except ValueError as error:  # of pandas, or where it is not UTF-8
-        reason = " ".join(str(error).split())
-        raise DataError(f"{table}: cannot be read ({reason}); save it as CSV in UTF-8") from error
+        raise DataError(f"{table}: cannot be read ({one_line(error)}); save it as CSV in UTF-8") from error
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
         raise DataError(
             f"{table}: has no column {', '.join(missing)}; it needs {', '.join(COLUMNS)}, and commas between them"
         )
+    for value in rows[rows.columns.intersection([*COLUMNS, "split", "labels"])].to_numpy().ravel():
+        if not value.isprintable() or len(value) > 255:
+            raise DataError(f"{table}: '{one_line(value, 40)}' is no line of a name, a path or a number; correct it")
     if rows.empty or rows["patient"].duplicated().any():
         problem = "holds no patients" if rows.empty else "names a patient twice"
         raise DataError(f"{table}: {problem}; give every patient one row")
@@ -79,21 +83,22 @@ def _convert_patient(row: dict[str, str], table: Path, root: Path) -> None:
         if not row[column]:
             raise DataError(f"{where}: names no {column}; leave the patient out or name its file")
     image, mask = (_open(table.parent / row[column]) for column in ("image", "mask"))
-    if image.shape != mask.shape:
-        raise DataError(f"{where}: the mask has shape {mask.shape}, its image {image.shape}; correct the table")
-    if not np.allclose(image.header.get_zooms()[:3], mask.header.get_zooms()[:3], rtol=0.01):
+    shape = image.voxels.shape
+    if mask.voxels.shape != shape:
+        raise DataError(f"{where}: the mask has shape {mask.voxels.shape}, its image {shape}; correct the table")
+    if not np.allclose(image.spacing, mask.spacing, rtol=0.01):
         raise DataError(f"{where}: the mask's voxels have another size than the image's; correct the table")
     frames = {}
     for phase in ("ED", "ES"):
-        if not row[phase].isdecimal() or not 1 <= int(row[phase]) <= image.shape[3]:
-            raise DataError(f"{where}: {phase} is {row[phase]}, of {image.shape[3]} frames counted from 1; correct it")
+        if not row[phase].isdecimal() or not 1 <= int(row[phase]) <= shape[3]:
+            raise DataError(f"{where}: {phase} is {row[phase]}, of {shape[3]} frames counted from 1; correct it")
         frames[phase] = int(row[phase])
     if frames["ED"] == frames["ES"]:
         raise DataError(f"{where}: ED and ES are both frame {frames['ED']}; correct it")
 
     folder = root / split / f"patient_{name}"
     folder.mkdir(parents=True)
-    facts = frames | {"Group": row["group"], "Height": 0, "NbFrame": image.shape[3], "Weight": 0}  # 0: not known
+    facts = frames | {"Group": row["group"], "Height": 0, "NbFrame": shape[3], "Weight": 0}  # 0: not known
     (folder / "Info.cfg").write_text("".join(f"{key}: {value}\n" for key, value in facts.items()))
     for frame in frames.values():
         path = folder / f"{folder.name}_frame{frame:02d}"
@@ -109,36 +114,51 @@ def _convert_patient(row: dict[str, str], table: Path, root: Path) -> None:
     if row["image"].endswith(".nii.gz"):
         shutil.copyfile(table.parent / row["image"], cine)
     else:
-        nib.save(image, cine)
+        _save(image, np.stack([_frame(image, frame) for frame in range(1, shape[3] + 1)], axis=3), cine)
 
 
-def _open(path: Path) -> nib.Nifti1Image:
-    """The header of a file with frames; its voxels are read one frame at a time."""
+class Film(NamedTuple):
+    """A file with frames, whose voxels (X, Y, Z, frames) are read one frame at a time."""
+
+    path: Path
+    voxels: ArrayProxy
+    spacing: tuple[float, float, float]  # mm
+    affine: np.ndarray
+
+
+def _open(path: Path) -> Film:
+    """The film in a file, by its header.
+
+    `nibabel.load` would read what stands between header and voxels too, as much of it as that says of itself.
+    """
     try:
         with Opener(path) as file:
-            spacing = Header(file.read(Header.SIZE)).spacing  # nibabel makes 1 mm of 0
-        nifti = nib.load(path)
+            block = file.read(Header.SIZE)
+        header = Header(block)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; correct the table") from None
-    except (*UNREADABLE, nib.filebasedimages.ImageFileError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); name another file in the table") from error
-    if len(nifti.shape) != 4:
-        raise DataError(f"{path}: has shape {nifti.shape}, not (X, Y, Z, frames); name another file in the table")
-    check_spacing(path, spacing, "name another file in the table")
-    return nifti
+    except UNREADABLE as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); name another file in the table") from error
+    if len(header.shape) != 4:
+        raise DataError(f"{path}: has shape {header.shape}, not (X, Y, Z, frames); name another file in the table")
+    check_spacing(path, header.spacing, "name another file in the table")
+    slope, intercept = header.scale
+    voxels = ArrayProxy(path, (header.shape, header.dtype, header.offset, slope or 1, intercept or 0))
+    return Film(path, voxels, header.spacing, nib.Nifti1Header(block, check=False).get_best_affine())
 
 
-def _frame(nifti: nib.Nifti1Image, frame: int) -> np.ndarray:
+def _frame(film: Film, frame: int) -> np.ndarray:
     """Volume (X, Y, Z) of a frame counted from 1."""
     try:
-        return np.asarray(nifti.dataobj[..., frame - 1])
+        return np.asarray(film.voxels[..., frame - 1])
     except UNREADABLE as error:
-        path = nifti.get_filename()
-        raise DataError(f"{path}: cannot be read ({error}); name another file in the table") from error
+        raise DataError(f"{film.path}: cannot be read ({one_line(error)}); name another file in the table") from error
 
 
-def _save(source: nib.Nifti1Image, voxels: np.ndarray, path: Path) -> None:
-    """A volume with the voxel's size of the file it comes from."""
-    volume = nib.Nifti1Image(voxels, source.affine)
-    volume.header.set_zooms(source.header.get_zooms()[:3])
+def _save(source: Film, voxels: np.ndarray, path: Path) -> None:
+    """A volume, or a film, with the voxel's size of the file it comes from."""
+    volume = nib.Nifti1Image(voxels, None)
+    # As it is: nibabel's other form would take it apart, which not every affine bears.
+    volume.header.set_sform(source.affine)
+    volume.header.set_zooms((*source.spacing, 1)[: voxels.ndim])
     nib.save(volume, path)

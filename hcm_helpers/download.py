@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import zipfile
+import zlib
 from functools import partial
 from pathlib import Path, PurePosixPath
 from time import sleep
@@ -17,7 +18,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from hcm_helpers.acdc import DataError
+from hcm_helpers.acdc import DataError, one_line
 
 URL = "https://humanheart-project.creatis.insa-lyon.fr/database/api/v1/collection/637218c173e9f0047faa00fb/download"
 SHA256 = "2787e08b0d3525cbac710fc3bdf69ee7c5fd7446472e49db8bc78548802f6b5e"
@@ -170,9 +171,9 @@ def unpack(archive: Path, folder: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with members.open(member) as packed, path.open("wb") as file:
                     shutil.copyfileobj(packed, file)
-    except (DataError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # a ValueError where a name is not UTF-8
         archive.unlink()
-        raise DataError(f"{archive}: {error}; it is not unpacked and deleted") from error
+        raise DataError(f"{archive}: {one_line(error)}; it is not unpacked and deleted") from error
 
 
 def check_members(members: list[zipfile.ZipInfo], packed: int) -> None:
@@ -183,8 +184,8 @@ def check_members(members: list[zipfile.ZipInfo], packed: int) -> None:
         packed: bytes of the archive.
 
     Raises:
-        DataError: a name that leaves the folder, something else than a file or folder, or far more contents than
-            the archive's size allows.
+        DataError: a name that leaves the folder, something else than a file or folder, an encrypted member or one of
+            another compression, or far more contents than the archive's size allows.
     """
     for member in members:
         name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)
@@ -193,6 +194,8 @@ def check_members(members: list[zipfile.ZipInfo], packed: int) -> None:
             raise DataError(f"the member {name!r} could be written outside the folder")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise DataError(f"the member {name!r} is a link or device, not a file")
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"the member {name!r} is packed in another way than ACDC's files")
     contents = sum(member.file_size for member in members)
     if contents > LARGEST_RATIO * packed:
         raise DataError(f"{packed} bytes would become {contents}, too many for ACDC")

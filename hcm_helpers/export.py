@@ -2,13 +2,14 @@
 
 Image i of a seed is the same whatever the number of images, and however often the export was interrupted: images are
 drawn in blocks of 50, each from a seed of its own and always whole. Where copies are rejected, the images are what is
-left of the blocks, in their order, and export.json says how many that is of each.
+left of the blocks, in their order, and export.json says how many that is of each; otherwise manifest.csv marks them.
 """
 
 import gzip
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from hcm_helpers import training
 from hcm_helpers.acdc import GROUPS, DataError
-from hcm_helpers.files import write_whole
+from hcm_helpers.files import read_json, read_npy, write_whole
 from hcm_helpers.memorisation import copy_threshold, held_out_slices, nearest_by_pixels
 from hcm_helpers.models.acgan import ACGAN
 from hcm_helpers.models.dcgan import DCGAN
@@ -38,6 +39,7 @@ SUFFIXES = {"png": "png", "nifti": "nii.gz", "npz": "npy"}  # of an image; those
 TABLES = ("samples.npz", "manifest.csv", "datalist.json")
 STATE = "export.json"
 BLOCK = 50  # images drawn from one seed
+NAMED = 5  # copies that are named in a line; manifest.csv names all
 TRIED, LEAST = 4 * BLOCK, 0.05  # after so many images a model must make this share of them that are no copies
 
 Settings = dict[str, Any]
@@ -54,6 +56,7 @@ def sample(
     force: bool = False,
     reject_copies: bool = False,
     with_masks: bool = False,
+    echo: Callable[[str], None] = print,
 ) -> Settings:
     """Draw n images from a trained model into a folder, or go on with an unfinished export there.
 
@@ -67,8 +70,10 @@ def sample(
         seed: 0 to 2³² − 1; the same seed, weights and machine give the same bytes.
         force: replace an earlier export in the folder.
         reject_copies: draw another image for each that is nearer to a training slice than `copy_threshold` of the
-            run's held-out slices; export.json says how many were drawn and rejected.
+            run's held-out slices; export.json says how many were drawn and rejected. Without it they are marked in
+            manifest.csv, if the run's slices are still there.
         with_masks: write the mask of each image beside it, 0 to 3 as ACDC's, from a model that draws both.
+        echo: prints one line, which names the copies.
 
     Returns:
         What was exported: the settings that export.json holds.
@@ -96,20 +101,20 @@ def sample(
     }
     if file_format == "nifti":
         settings["spacing_mm"] = spacing(learned_slices(source, facts))
-    train = learned_slices(source, facts) if reject_copies else None
-    if train is not None:
-        held_out = held_out_slices(source / "slices", facts["parameters"]["groups"])
-        settings["copies_above"] = copy_threshold(nearest_by_pixels(held_out.images, train)[0])
+    train = None
+    if reject_copies:
+        train, settings["copies_above"] = learned_and_threshold(source, facts)
     prepare_folder(folder, settings, force)
 
     kept = write_images(folder, settings, network, train)
+    copies = [False] * n if reject_copies else tell_copies(folder, settings, source, facts, echo)
     if file_format == "npz":
-        arrays = [np.stack([np.load(folder / name) for name in names]) for names in file_names(settings)]
+        arrays = [np.stack([read_npy(folder / name) for name in names]) for names in file_names(settings)]
         images, *masks = map(torch.from_numpy, arrays)
         training.save_samples(images[:, None], folder, torch.full((n,), label(settings)), *masks)
         for name in chain(*file_names(settings)):
             (folder / name).unlink()
-    write_tables(folder, settings)
+    write_tables(folder, settings, copies)
     write_state(folder, settings, finished=True, kept=kept if reject_copies else None)
     return settings
 
@@ -129,13 +134,12 @@ def load_model(folder: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
         DataError: run.json or the weights are missing, broken or do not fit each other.
     """
     path = folder / "run.json"
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        parameters = facts["parameters"]
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: train this model to its end, by its notebook or by `hcm run`") from None
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{path} is broken ({error!r}): train this model again") from error
+    if not path.is_file():
+        raise DataError(f"{path} is missing: train this model to its end, by its notebook or by `hcm run`")
+    facts = read_json(path, "train this model again")
+    parameters = facts.get("parameters")
+    if not isinstance(parameters, dict):
+        raise DataError(f"{path} is broken (it has no parameters): train this model again")
     arguments = list(inspect.signature(NETWORKS[name]).parameters)
     for key in ("groups", *arguments):
         if key not in parameters:
@@ -176,6 +180,42 @@ def learned_slices(run: Path, facts: dict[str, Any]) -> Slices:
             "--reject-copies need; train it again or leave these out"
         )
     return train
+
+
+def learned_and_threshold(run: Path, facts: dict[str, Any]) -> tuple[Slices, float]:
+    """The slices that a model has learned from, and the correlation with one above which an image is a copy.
+
+    Raises:
+        DataError: as `learned_slices`, or too few held-out slices to tell.
+    """
+    train = learned_slices(run, facts)
+    held_out = held_out_slices(run / "slices", facts["parameters"]["groups"])
+    return train, copy_threshold(nearest_by_pixels(held_out.images, train)[0])
+
+
+def tell_copies(
+    folder: Path, settings: Settings, run: Path, facts: dict[str, Any], echo: Callable[[str], None]
+) -> list[bool] | list[None]:
+    """Which of the images in a folder are copies of training slices; None each where that cannot be told.
+
+    One line says how many and names some of them, or why it cannot be told.
+    """
+    names, copies = file_names(settings)[0], []
+    try:
+        train, threshold = learned_and_threshold(run, facts)
+        for start in range(0, len(names), BLOCK):
+            images = [read_image(folder / name, settings) for name in names[start : start + BLOCK]]
+            copies += (nearest_by_pixels(torch.stack(images), train)[0] > threshold).tolist()
+    except DataError as error:
+        echo(f"whether images are copies of training slices could not be told ({error})")
+        return [None] * len(names)
+    if settings["format"] == "npz":
+        names = [f"samples.npz[{i}]" for i in range(len(names))]
+    found = [name for name, copy in zip(names, copies, strict=True) if copy]
+    some = ", ".join(found[:NAMED]) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+    rest = f": {some}; manifest.csv marks them, --reject-copies draws others" if found else ""
+    echo(f"{len(found)} of {len(names)} images are copies of a training slice (r above {threshold:g}){rest}")
+    return copies
 
 
 def spacing(train: Slices) -> list[float]:
@@ -297,19 +337,35 @@ def write_image(path: Path, image: np.ndarray, settings: Settings) -> None:
             np.save(file, image)
 
 
+def read_image(path: Path, settings: Settings) -> Tensor:
+    """The image (1, S, S) in [−1, 1] that `write_image` has written, with the steps of the format's greys."""
+    if settings["format"] == "png":
+        image = np.asarray(Image.open(path)) / (65535 / 2) - 1
+    elif settings["format"] == "nifti":
+        image = np.asarray(nib.load(path).dataobj)[:, :, 0].T / (4095 / 2) - 1
+    else:
+        image = read_npy(path)
+    return torch.from_numpy(image.astype(np.float32))[None]
+
+
 def to_grey(image: np.ndarray, highest: int) -> np.ndarray:
     """[−1, 1] → whole numbers 0 … highest."""
     return np.rint((image.astype(np.float64) + 1) / 2 * highest)
 
 
-def write_tables(folder: Path, settings: Settings) -> None:
-    """manifest.csv, one row an image, and datalist.json, as `monai.data.load_decathlon_datalist` reads it."""
+def write_tables(folder: Path, settings: Settings, copies: list[bool] | list[None]) -> None:
+    """manifest.csv, one row an image, and datalist.json, as `monai.data.load_decathlon_datalist` reads it.
+
+    Args:
+        folder, settings: of the export.
+        copies: whether each image is a copy of a training slice; None where that could not be told.
+    """
     one_file = settings["format"] == "npz"
     files = [["samples.npz"] * settings["images"] if one_file else names for names in file_names(settings)]
     columns = {name: settings[name] for name in ("model", "group", "seed")}
     ends = {name: settings[name] for name in ("run", "weights_sha256")}
     places = dict(zip(("file", "mask"), files, strict=False))
-    manifest = pd.DataFrame({**places, **columns, "index": range(settings["images"]), **ends})
+    manifest = pd.DataFrame({**places, **columns, "index": range(settings["images"]), "copy": copies, **ends})
     write_whole(folder / "manifest.csv", lambda path: manifest.to_csv(path, index=False))
 
     listed = [{"image": image, "label": label(settings)} for image in dict.fromkeys(files[0])]
@@ -330,10 +386,10 @@ def write_tables(folder: Path, settings: Settings) -> None:
 def read_state(folder: Path) -> dict[str, Any]:
     """What `write_state` wrote, an empty dict where no export of ours has begun."""
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = read_json(folder / STATE, "name another folder")
+    except DataError:
         return {}
-    return state if isinstance(state, dict) and state.get("made_by") == "hcm sample" else {}
+    return state if state.get("made_by") == "hcm sample" else {}
 
 
 def write_state(folder: Path, settings: Settings, finished: bool, kept: list[int] | None = None) -> None:

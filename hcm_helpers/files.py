@@ -1,15 +1,28 @@
-"""Files that are whole or not there, and what tells contents apart."""
+"""Files that are whole or not there, read without a line of them being run, and what tells contents apart."""
 
 import errno
 import hashlib
+import json
+import math
 import os
+import re
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from hcm_helpers.acdc import DataError
+from hcm_helpers.acdc import DataError, one_line
+
+# The first line of a .npy file, as NumPy writes it for plain numbers in C order.
+HEAD_OF_NUMBERS = re.compile(
+    rb"\x93NUMPY\x01\0..\{'descr': '(<f[248]|[<|][iu][1248])', 'fortran_order': False, "
+    rb"'shape': \((\d{1,15}(?:, ?\d{1,15})*),?\), \} *\n",
+    re.DOTALL,
+)
+NOT_NUMBERS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile)  # what a bad .npy or .npz raises
 
 REMEDIES = {
     errno.ENOSPC: "make room on its disk, then go on by `hcm run --resume`; what was written before is whole",
@@ -45,6 +58,71 @@ def refusal(path: Path, error: OSError) -> DataError:
     """One sentence about a file that could not be written, and what to do."""
     remedy = REMEDIES.get(error.errno, "see that it can be written to, then go on by `hcm run --resume`")
     return DataError(f"{path} cannot be written ({error.strerror or error}): {remedy}")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        DataError: something else is in it, or it cannot be read; the remedy is for the caller to tell.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is broken ({one_line(error)}): {remedy}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is broken (it holds no object): {remedy}")
+    return content
+
+
+def read_head(file: BinaryIO, size: int) -> tuple[np.dtype, tuple[int, ...]]:
+    """Type and shape of the numbers in a .npy file of so many bytes; the file then stands at the first of them.
+
+    NumPy's own reader evaluates what it finds, and takes memory before it knows whether the file is long enough.
+
+    Raises:
+        ValueError: something else than plain numbers, or more or fewer of them than the shape says.
+    """
+    line = file.readline(1000)
+    head = HEAD_OF_NUMBERS.fullmatch(line)
+    if head is None:
+        raise ValueError("it holds no plain numbers as numpy.save writes them")
+    dtype, shape = np.dtype(head[1].decode()), tuple(int(length) for length in head[2].split(b","))
+    if len(line) + dtype.itemsize * math.prod(shape) != size:
+        raise ValueError(f"its {size} bytes are no array of shape {shape}")
+    return dtype, shape
+
+
+def read_npy(path: Path, mapped: bool = False) -> np.ndarray:
+    """The numbers in a .npy file; one of NOT_NUMBERS if it holds anything else.
+
+    Args:
+        path: the file.
+        mapped: leave them on disk until they are used; what is written to them stays in memory.
+    """
+    with path.open("rb") as file:
+        dtype, shape = read_head(file, path.stat().st_size)
+        if mapped:
+            return np.memmap(file, dtype, "c", file.tell(), shape)
+        return np.fromfile(file, dtype).reshape(shape)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in a .npz file, name → numbers; one of NOT_NUMBERS if it holds anything else.
+
+    It must be as `np.savez` writes it, not compressed, so that what it takes in memory is what it takes on disk.
+    """
+    arrays = {}
+    with zipfile.ZipFile(path) as members:
+        contents = sum(member.file_size for member in members.infolist())
+        if contents > path.stat().st_size or any(member.compress_type for member in members.infolist()):
+            raise ValueError("it is compressed, as numpy.savez does not")
+        for member in members.infolist():
+            with members.open(member) as file:
+                dtype, shape = read_head(file, member.file_size)
+                content = bytearray(file.read())  # not bytes, which PyTorch must not write to
+                arrays[member.filename.removesuffix(".npy")] = np.frombuffer(content, dtype).reshape(shape)
+    return arrays
 
 
 def sha256(*contents) -> str:

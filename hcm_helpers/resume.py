@@ -84,12 +84,11 @@ def _difference(before: Mapping[str, Any] | None, parameters: Mapping[str, Any],
 
 
 @contextmanager
-def alone(folder: Path, owner: Mapping[str, Any]) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Keep a run's folder for this process; the system gives it back when the process ends, however it does.
 
     Args:
-        folder: of the run, which is made if it is missing.
-        owner: what run.json says of the process that has it: pid, host.
+        folder: of the run, which is made if it is missing; its run.json says which process has it.
 
     Raises:
         DataError: another process has it.
@@ -99,10 +98,12 @@ def alone(folder: Path, owner: Mapping[str, Any]) -> Iterator[None]:
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout:
-        who = f"process {owner.get('pid', '?')} on {owner.get('host', 'some machine')}"
-        raise DataError(
-            f"{folder.name} is being run by {who}: wait for it, or give this run a --run of its own"
-        ) from None
+        try:
+            owner = json.loads((folder / "run.json").read_text(encoding="utf-8"))["process"]
+            who = f"process {owner['pid']} on {owner['host']}"
+        except (OSError, ValueError, KeyError, TypeError):  # it has only just begun
+            who = "another process"
+        raise DataError(f"{folder.name} is being run by {who}: wait for it, or choose another --run") from None
     except OSError as error:
         raise refusal(folder, error) from error
     try:

@@ -22,7 +22,7 @@ import click
 from hcm_helpers import acdc
 from hcm_helpers.acdc import DataError
 from hcm_helpers.execute import Parameters, default_jobs, execute_at_once, execute_in_turn, machine, progress
-from hcm_helpers.files import write_whole
+from hcm_helpers.files import read_json, write_whole
 from hcm_helpers.report import write_report
 from hcm_helpers.resume import CUT_OFF, alone, inputs, reasons, this_process
 
@@ -97,6 +97,8 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     },
 }
 
+# What papermill writes into a notebook as a literal, in lists too. A tuple of strings it writes so that they are code.
+PLAIN = (str, bool, int, float, type(None))
 PACKAGES = ("hcm-helpers", "torch", "lightning-fabric", "numpy", "scikit-image", "nibabel", "papermill")
 
 
@@ -186,7 +188,7 @@ def run_series(
             parameters[notebook]["resume"] = reason == CUT_OFF
     jobs = default_jobs() if jobs is None else jobs
     estimate({notebook: parameters[notebook] for notebook in why}, folder, jobs, echo)
-    with alone(folder, earlier_record(folder).get("process", {})), progress(len(why), echo) as (begin, end):
+    with alone(folder), progress(len(why), echo) as (begin, end):
         (folder / "notebooks").mkdir(exist_ok=True)
 
         def started(notebook: str) -> None:
@@ -303,20 +305,16 @@ def stored_parameters(notebook: Path) -> Parameters:
 
 
 def checked(name: str, value: Any, default: Any) -> Any:
-    """The value in the type of its default: an int does for a float, a tuple for a list, anything for None.
+    """The value in the type of its default: an int does for a float, a tuple for a list, anything of PLAIN for None.
 
     Raises:
         DataError: the types differ.
     """
-    if default is None:
-        return value
+    if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple, type(None))):
+        return [checked(f"an entry of {name}", entry, default[0] if default else None) for entry in value]
     if isinstance(default, float) and type(value) is int:
         return float(value)
-    if isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)):
-        if default:
-            value = [checked(f"an entry of {name}", entry, default[0]) for entry in value]
-        return type(default)(value)
-    if type(value) is not type(default):
+    if type(value) not in PLAIN or (default is not None and type(value) is not type(default)):
         raise DataError(f"{name} is of type {type(default).__name__}, such as {default!r}; {value!r} is not")
     return value
 
@@ -396,7 +394,7 @@ def batches(notebooks: Iterable[str]) -> list[list[str]]:
 def earlier_record(folder: Path) -> dict[str, Any]:
     """run.json in the folder of a run that is there already, else an empty dict."""
     path = folder / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path, "remove it and run all steps") if path.is_file() else {}
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -28,17 +28,23 @@ from hcm_helpers.acdc import (
     Patient,
     Volume,
     find_patients,
+    one_line,
     read_cine,
     read_volume,
 )
-from hcm_helpers.files import refusal, sha256, write_whole
+from hcm_helpers.files import NOT_NUMBERS, read_json, read_npy, refusal, sha256, write_whole
 from hcm_helpers.localise import count_in_square, find_heart, pose_angle, starts_at_base
 from hcm_helpers.resampling import crop, percentiles, resample, resample_mask, triangle_taps, turned
 
 IMAGE_SIZES = (32, 64, 128, 256)
 SPLITS = ("train", "validation", "test")
 FILES = ("images.npy", "manifest.csv", "masks.npy", "slices.json")
+COLUMNS = {  # of manifest.csv, with their types
+    **{"patient": str, "group": str, "phase": str, "frame": int, "slice": int, "position": float, "labelled": bool},
+    **{"pixel_mm": float, "thickness_mm": float, "split": str},
+}
 FRAMES = ("ed_es", "all")
+AGAIN = "run notebook 01 again"
 MAPPED_FROM = 2**26  # bytes of images from which on they stay on disk and are read as they are used
 
 
@@ -233,7 +239,7 @@ def load_slices(folder: str | Path, split: str | None = None, groups: Sequence[s
         groups: some of GROUPS, such as ("HCM",), or None for all.
 
     Raises:
-        DataError: no slices there, none of this split and groups, or an unknown split or group.
+        DataError: no slices there, broken ones, none of this split and groups, or an unknown split or group.
     """
     folder = Path(folder)
     if split is not None and split not in SPLITS:
@@ -245,7 +251,7 @@ def load_slices(folder: str | Path, split: str | None = None, groups: Sequence[s
         if not (folder / name).is_file():
             raise DataError(f"{folder}: holds no {name}; run notebook 01 first")
 
-    manifest = pd.read_csv(folder / "manifest.csv", dtype={"patient": str})
+    manifest = _read_manifest(folder / "manifest.csv")
     wanted = np.ones(len(manifest), dtype=bool)
     if split is not None:
         wanted &= (manifest["split"] == split).to_numpy()
@@ -257,17 +263,50 @@ def load_slices(folder: str | Path, split: str | None = None, groups: Sequence[s
     rows = np.flatnonzero(wanted)
     if rows[-1] - rows[0] == len(rows) - 1:
         rows = slice(rows[0], rows[-1] + 1)  # in one piece, and so without a copy
-    images, masks = (
-        np.load(folder / name, mmap_mode="c" if (folder / name).stat().st_size >= MAPPED_FROM else None)
-        for name in ("images.npy", "masks.npy")
-    )
-    if not len(images) == len(masks) == len(manifest):
-        raise DataError(f"{folder}: images, masks and manifest differ in length; run notebook 01 again")
-    facts = json.loads((folder / "slices.json").read_text())
+    images, masks = (_read_numbers(folder / name) for name in ("images.npy", "masks.npy"))
+    n, size = len(manifest), images.shape[-1]
+    fitting = (images.shape, masks.shape) == ((n, 1, size, size), (n, size, size))
+    if not fitting or (images.dtype, masks.dtype) != (np.float32, np.uint8):
+        raise DataError(f"{folder}: images.npy, masks.npy and manifest.csv do not fit each other; {AGAIN}")
+    facts = read_json(folder / "slices.json", AGAIN)
+    if not isinstance(facts.get("fingerprint"), str):
+        raise DataError(f"{folder / 'slices.json'}: has no fingerprint; {AGAIN}")
     manifest = manifest[wanted].reset_index(drop=True)
     labels = torch.tensor([GROUPS.index(group) for group in manifest["group"]], dtype=torch.int64)
     images, masks = (torch.from_numpy(array[rows]) for array in (images, masks))
     return Slices(images, labels, masks, manifest, facts["fingerprint"])
+
+
+def _read_manifest(path: Path) -> pd.DataFrame:
+    """manifest.csv, all COLUMNS in their types.
+
+    Raises:
+        DataError: it is no table, lacks a column, or has a value that cannot be.
+    """
+    try:
+        rows = pd.read_csv(path, dtype=COLUMNS)
+    except (ValueError, OverflowError) as error:  # of pandas, or where it is not UTF-8
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); {AGAIN}") from error
+    for column in COLUMNS:
+        if column not in rows:
+            raise DataError(f"{path}: has no column {column}; {AGAIN}")
+    known = {"group": GROUPS, "phase": (*PHASES, "-"), "split": SPLITS}
+    right = {column: rows[column].isin(values) for column, values in known.items()}
+    right |= {column: rows[column].between(0, math.inf, "neither") for column in ("pixel_mm", "thickness_mm")}
+    right |= {"patient": rows["patient"].notna(), "position": rows["position"].between(0, 1)}
+    right |= {"frame": rows["frame"] >= 1, "slice": rows["slice"] >= 0}
+    for column, rights in right.items():
+        if not rights.all():
+            raise DataError(f"{path}: {column} is '{one_line(rows[column][~rights].iloc[0], 40)}'; {AGAIN}")
+    return rows
+
+
+def _read_numbers(path: Path) -> np.ndarray:
+    """The numbers in a .npy file, left on disk if they are many."""
+    try:
+        return read_npy(path, mapped=path.stat().st_size >= MAPPED_FROM)
+    except NOT_NUMBERS as error:
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); {AGAIN}") from error
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from hcm_helpers.acdc import DataError
+from hcm_helpers.acdc import DataError, one_line
 from hcm_helpers.checkpoint import load_state, match_layout, save_state
 from hcm_helpers.fidelity import sliced_wasserstein
-from hcm_helpers.files import write_whole
+from hcm_helpers.files import NOT_NUMBERS, read_npz, write_whole
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.slices import Slices
 
@@ -440,10 +440,11 @@ def load_weights(model: nn.Module, folder: str | Path) -> nn.Module:
     try:
         model.load_state_dict(load_file(path))
     except SafetensorError as error:
-        raise DataError(f"{path} is broken ({error}): train this model again") from error
+        raise DataError(f"{path} is broken ({one_line(error)}): train this model again") from error
     except RuntimeError as error:
+        difference = one_line(str(error).partition("\n")[2])  # what follows PyTorch's "Error(s) in loading"
         raise DataError(
-            f"{path} holds weights of another network ({str(error).splitlines()[1].strip()}); "
+            f"{path} holds weights of another network ({difference}); "
             "build the model with the parameters in the run.json beside it"
         ) from error
     return model
@@ -462,15 +463,20 @@ def load_samples(folder: str | Path) -> tuple[Tensor, Tensor]:
     """What `save_samples` wrote: images (n, 1, H, W) and labels (n,).
 
     Raises:
-        DataError: no samples there.
+        DataError: no samples there, or broken ones.
     """
-    arrays = _read_arrays(Path(folder) / "samples.npz", "run the notebook of this model first")
+    arrays = _read_samples(folder)
     return arrays["images"], arrays["labels"]
 
 
 def load_masks(folder: str | Path) -> Tensor | None:
     """The masks (n, H, W) uint8 that were generated with the samples; None where there are none."""
-    return _read_arrays(Path(folder) / "samples.npz", "run the notebook of this model first").get("masks")
+    return _read_samples(folder).get("masks")
+
+
+def _read_samples(folder: str | Path) -> dict[str, Tensor]:
+    kinds = {"images": (torch.float32, 4), "labels": (torch.int64, 1), "masks": (torch.uint8, 3)}
+    return _read_arrays(Path(folder) / "samples.npz", kinds, "run the notebook of this model")
 
 
 def save_snapshots(snapshots: dict[int, Tensor], folder: str | Path) -> None:
@@ -483,9 +489,10 @@ def load_snapshots(folder: str | Path) -> dict[int, Tensor]:
     """What `save_snapshots` wrote.
 
     Raises:
-        DataError: no snapshots there.
+        DataError: no snapshots there, or broken ones.
     """
-    arrays = _read_arrays(Path(folder) / "snapshots.npz", "train this model with num_snapshots above 0")
+    kinds = {"epochs": (torch.int64, 1), "images": (torch.float32, 5)}
+    arrays = _read_arrays(Path(folder) / "snapshots.npz", kinds, "train this model with num_snapshots above 0")
     return dict(zip(arrays["epochs"].tolist(), arrays["images"], strict=True))
 
 
@@ -497,11 +504,22 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     write_whole(path, write)
 
 
-def _read_arrays(path: Path, remedy: str) -> dict[str, Tensor]:
+def _read_arrays(path: Path, kinds: dict[str, tuple[torch.dtype, int]], remedy: str) -> dict[str, Tensor]:
+    """The arrays of an .npz file, all of one length, if they are of these kinds: name → type and number of dimensions.
+
+    The masks may be lacking.
+    """
     if not path.is_file():
         raise DataError(f"{path} is missing: {remedy}")
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    try:
+        arrays = {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
+    except NOT_NUMBERS as error:
+        raise DataError(f"{path} is broken ({one_line(error)}): {remedy} again") from error
+    found = {name: (array.dtype, array.ndim) for name, array in arrays.items()}
+    expected = kinds | found == kinds and kinds.keys() - found.keys() <= {"masks"}
+    if not expected or len({len(array) for array in arrays.values()}) != 1:
+        raise DataError(f"{path} is broken (it does not hold {', '.join(kinds)} of one length): {remedy} again")
+    return arrays
 
 
 def write_history(history: list[dict[str, float]], folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from rings import ring_slices
 
 from hcm_helpers.features import Encoder, with_targets
@@ -13,6 +14,12 @@ from hcm_helpers.slices import prepare
 from hcm_helpers.training import fit
 
 os.environ["HCM_HEADLESS"] = "1"
+# For test_malformed.py: the same files each time, or by `--hypothesis-profile=thorough` ten thousand others.
+calm = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=100, derandomize=True, **calm)
+settings.register_profile("thorough", max_examples=1000, **calm)
+settings.load_profile("quick")
+
 torch.set_num_threads(1)  # small tensors; the notebooks' kernels are processes of their own and take all cores
 
 

@@ -1,7 +1,9 @@
 """The ACDC layout on disk: what is read from it, and what is refused."""
 
 import gzip
+import tracemalloc
 
+import nibabel as nib
 import numpy as np
 import pytest
 from patients import save_nifti, write_patient
@@ -10,8 +12,10 @@ from hcm_helpers.acdc import (
     GROUPS,
     PHASES,
     DataError,
+    Header,
     find_patients,
     holds_acdc,
+    read_cine,
     read_info,
     read_volume,
 )
@@ -144,6 +148,10 @@ def test_no_info(folder, tmp_path):
         ({"ED": 0}, ["ED is 0"]),
         ({"ED": "nan"}, ["ED is nan"]),
         ({"ES": "7.5"}, ["ES is 7.5"]),
+        ({"NbFrame": "1e300"}, ["NbFrame is 1e+300"]),
+        ({"Height": "nan"}, ["Height is nan"]),
+        ({"Weight": "-80"}, ["Weight is -80"]),
+        ({"Group": "\x1b[2J" + 5000 * "HCM "}, ["unknown group '[2JHCM HCM"]),
     ],
 )
 def test_wrong_line_of_info(folder, tmp_path, change, words):
@@ -154,6 +162,14 @@ def test_wrong_line_of_info(folder, tmp_path, change, words):
     with pytest.raises(DataError) as error:
         find_patients(tmp_path)
     assert_one_sentence(error, folder / "Info.cfg", *words)
+
+
+def test_an_info_that_is_no_info(folder, tmp_path):
+    with (folder / "Info.cfg").open("a") as file:
+        file.truncate(10**9)  # a hole, which takes no place on the disk
+    with pytest.raises(DataError) as error:
+        find_patients(tmp_path)
+    assert_one_sentence(error, folder / "Info.cfg", "larger than 65536 bytes")
 
 
 @pytest.mark.parametrize("key", ["ED", "ES", "Group", "Height", "NbFrame", "Weight"])
@@ -198,6 +214,47 @@ def test_no_nifti_at_all(folder, tmp_path, content):
     with pytest.raises(DataError) as error:
         read_both(tmp_path)
     assert_one_sentence(error, path, "cannot be read")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {},
+        {"vox_offset": 1e9},
+        {"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]},
+        {"dim": [3, 1024, 1024, 1024, 1, 1, 1, 1], "datatype": 64},
+        {"dim": [7] + 7 * [32767]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["frame01", "frame07_gt", "4d"])
+def test_a_bomb_is_not_unzipped(folder, tmp_path, name, claims):
+    path = folder / f"patient007_{name}.nii.gz"
+    content = gzip.decompress((folder / "patient007_frame01.nii.gz").read_bytes())
+    header = nib.Nifti1Header(content[:348])
+    header["dim"] = [4, 40, 36, 5, 30, 1, 1, 1] if name == "4d" else header["dim"]
+    for field, value in claims.items():
+        header[field] = value
+    content = header.binaryblock + content[348:]
+    path.write_bytes(gzip.compress(content, 1) + 128 * gzip.compress(bytes(2**24), 1))  # 2 GB in 9 MB
+    (patient,) = find_patients(tmp_path)
+    tracemalloc.start()
+    with pytest.raises(DataError) as error:
+        [read_volume(patient, phase) for phase in PHASES] if name != "4d" else list(read_cine(patient))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+    assert_one_sentence(error, path, "download this patient again")
+
+
+def test_a_header_claims_a_heart():
+    header = nib.Nifti1Header()
+    header.set_data_shape((512, 512, 64))
+    header["vox_offset"] = 2**20
+    assert Header(header.binaryblock).shape == (512, 512, 64)
+    header.set_data_shape((512, 512, 65))
+    with pytest.raises(ValueError, match="no header of a heart"):
+        Header(header.binaryblock)
 
 
 @pytest.mark.parametrize(("place", "bits"), [(0.5, 0b100), (0.0, 0b110)])  # a wrong voxel, a wrong block

@@ -1,5 +1,9 @@
 """Other cohorts: what is written in ACDC's layout is what the table named."""
 
+import gzip
+import tracemalloc
+
+import nibabel as nib
 import numpy as np
 import pytest
 from patients import save_nifti
@@ -47,6 +51,55 @@ def test_frames_labels_and_spacing(tmp_path):
         np.testing.assert_allclose(volume.spacing, SPACING)
     np.testing.assert_array_equal(read_volume(second, "ED").mask, MASK[..., 0])  # labels as in ACDC
     np.testing.assert_array_equal(np.stack(list(read_cine(first)), axis=3), IMAGE)
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
+def test_what_stands_between_header_and_voxels_is_not_read(tmp_path, name):
+    """An extension that says it has 2 GB, in a file that unzips to as much."""
+    table = write_table(tmp_path, [f"A,HCM,{name},a_gt.nii.gz,1,2,3 2 1,"])
+    content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
+    header = nib.Nifti1Header(content[:348])
+    header["vox_offset"] = 1024
+    extension = bytes([1, 0, 0, 0]) + (2**31 - 16).to_bytes(4, "little")
+    content = header.binaryblock + extension.ljust(1024 - 348, b"\0") + content[352:]
+    bomb = gzip.compress(content) + 128 * gzip.compress(bytes(2**24), 1)
+    (tmp_path / name).write_bytes(bomb if name.endswith(".gz") else content)
+    tracemalloc.start()
+    convert_cohort(table, tmp_path / "root")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**24
+    (patient,) = find_patients(tmp_path / "root")
+    np.testing.assert_array_equal(read_volume(patient, "ES").image, IMAGE[..., 1])
+
+
+def test_a_film_that_ends_too_early_and_is_not_zipped(tmp_path):
+    table = write_table(tmp_path, ["A,HCM,a.nii,a_gt.nii.gz,1,2,3 2 1,"])
+    (tmp_path / "a.nii").write_bytes(gzip.decompress((tmp_path / "a.nii.gz").read_bytes())[:-1])
+    with pytest.raises(DataError, match=r"a\.nii: cannot be read .*name another file in the table"):
+        convert_cohort(table, tmp_path / "root")
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_an_affine_that_maps_nowhere_is_no_hindrance(tmp_path, value):
+    table = write_table(tmp_path, ["A,HCM,a.nii.gz,a_gt.nii.gz,1,2,3 2 1,"])
+    content = bytearray(gzip.decompress((tmp_path / "a.nii.gz").read_bytes()))
+    content[280:292] = np.full(3, value, np.float32).tobytes()  # srow_x
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content))
+    (patient,) = find_patients(convert_cohort(table, tmp_path / "root"))
+    np.testing.assert_array_equal(read_volume(patient, "ED").image, IMAGE[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"), [("1\x1b[2J", "'1 [2J'"), ("9" * 5000, "'9999"), ("a" * 300 + ".nii.gz", "'aaaa")]
+)
+def test_a_strange_cell_is_told_in_one_sentence(tmp_path, cell, shown):
+    table = write_table(tmp_path, [f"A,HCM,{cell},{cell},{cell},2,,"])
+    with pytest.raises(DataError, match="is no line of a name, a path or a number; correct it") as error:
+        convert_cohort(table, tmp_path / "root")
+    assert shown in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 400
 
 
 def test_it_can_be_prepared(tmp_path):

@@ -233,9 +233,10 @@ def test_a_corrupt_archive_is_deleted(server, archive, tmp_path):
     assert names(tmp_path) == []
 
 
-def link():
-    member = zipfile.ZipInfo("ACDC/database/training/patient001/link.nii.gz")
-    member.external_attr = (stat.S_IFLNK | 0o777) << 16
+def special(kind=0, compression=zipfile.ZIP_STORED):
+    """A member that no archive of ACDC has."""
+    member = zipfile.ZipInfo("ACDC/database/training/patient001/special.nii.gz")
+    member.external_attr, member.compress_type = (kind | 0o777) << 16, compression
     return member
 
 
@@ -247,10 +248,12 @@ def link():
         ("/tmp/evil", b"x", "the member '/tmp/evil' could be"),
         ("C:/evil", b"x", "the member 'C:/evil' could be"),
         ("ACDC\\..\\evil", b"x", "outside the folder"),
-        (link(), b"/etc", "is a link or device, not a file"),
+        (special(stat.S_IFLNK), b"/etc", "is a link or device, not a file"),
+        (special(stat.S_IFIFO), b"", "is a link or device, not a file"),
+        (special(compression=zipfile.ZIP_LZMA), b"x", "is packed in another way"),
         ("ACDC/database/training/patient001/bomb.nii.gz", bytes(10**7), "bytes would become"),
     ],
-    ids=["parent", "far parent", "absolute", "drive", "backslash", "link", "bomb"],
+    ids=["parent", "far parent", "absolute", "drive", "backslash", "link", "pipe", "lzma", "bomb"],
 )
 def test_an_evil_archive_is_not_unpacked(server, source, tmp_path, monkeypatch, name, content, words):
     def forbidden(*arguments):
@@ -263,6 +266,25 @@ def test_an_evil_archive_is_not_unpacked(server, source, tmp_path, monkeypatch, 
     assert message.endswith("; it is not unpacked and deleted")
     assert names(tmp_path / "below") == []
     assert names(tmp_path) == ["below"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ((10**7).to_bytes(4, "little"), (10).to_bytes(4, "little"), "Bad CRC-32"),
+        (b"PK\1\2\x14\3\x14\0\0\0", b"PK\1\2\x14\3\x14\0\1\0", "is packed in another way"),
+        ("ÿ".encode(), b"\xff\xff", "can't decode byte"),
+    ],
+    ids=["a bomb that says it is small", "encrypted", "a name that is no UTF-8"],
+)
+def test_an_archive_that_lies_is_not_unpacked(server, source, tmp_path, old, new, words):
+    content = make_zip(source, {"ACDC/database/training/patient001/ÿ.nii.gz": bytes(10**7)})
+    assert old in content
+    server.content = content.replace(old, new)
+    message = refusal(server, tmp_path / "below" / "acdc")
+    assert words in message
+    assert message.endswith("; it is not unpacked and deleted")
+    assert names(tmp_path / "below") == []
 
 
 @pytest.mark.parametrize("content", [b"<html>later</html>", b"PK\x05\x06" + bytes(18)])  # no zip, an empty zip

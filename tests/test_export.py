@@ -1,8 +1,11 @@
 """`hcm sample`: what it writes, read back by other libraries; what it continues, refuses and never deletes."""
 
 import csv
+import gzip
 import hashlib
 import json
+import time
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from skimage.io import imread
 
 from hcm_helpers import cli, export, training
@@ -49,14 +53,20 @@ def save_model(name, groups=("HCM",), **changed):
     return folder
 
 
+def write_manifest(folder, rows):
+    """manifest.csv of slices (patient, group, split, thickness in mm)."""
+    columns = "patient,group,phase,frame,slice,position,labelled,pixel_mm,thickness_mm,split"
+    lines = [columns, *(f"{p},{g},ED,1,2,0.5,True,2.5,{mm},{s}" for p, g, s, mm in rows)]
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+
+
 def save_slices(fingerprint="f" * 64):
     """runs/small/slices: four HCM slices, most of them 8 mm thick, and one of another group."""
     folder = Path("runs/small/slices")
     folder.mkdir(parents=True)
     rows = [("patient021", "HCM", "train", mm) for mm in (5.0, 8.0, 8.0)]
     rows += [("patient022", "HCM", "test", 3.0), ("patient001", "DCM", "train", 3.0)]
-    lines = ["patient,group,split,pixel_mm,thickness_mm", *(f"{p},{g},{s},2.5,{mm}" for p, g, s, mm in rows)]
-    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    write_manifest(folder, rows)
     (folder / "slices.json").write_text(json.dumps({"fingerprint": fingerprint}))
     np.save(folder / "images.npy", np.zeros((5, 1, 32, 32), np.float32))
     np.save(folder / "masks.npy", np.zeros((5, 32, 32), np.uint8))
@@ -158,7 +168,7 @@ def test_manifest_and_datalist(here, file_format):
     folder = exported("vae", 3, "out", "--format", file_format, "--seed", 7)
     with (folder / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["file", "model", "group", "seed", "index", "run", "weights_sha256"]
+    assert list(rows[0]) == ["file", "model", "group", "seed", "index", "copy", "run", "weights_sha256"]
     assert [row["index"] for row in rows] == ["0", "1", "2"]
     for row in rows:
         assert (folder / row["file"]).is_file()
@@ -441,8 +451,7 @@ def learn(*places, held_out=20):
     others[:1] = 0.42 * candidates[places[0]] + 0.56 * others[:1]
     folder = Path("runs/small/slices")
     rows = ["train"] * len(places) + ["validation", "test"] * (held_out // 2)
-    lines = [f"patient{i:03d},HCM,{split},2.5,8.0" for i, split in enumerate(rows)]
-    (folder / "manifest.csv").write_text("\n".join(["patient,group,split,pixel_mm,thickness_mm", *lines]) + "\n")
+    write_manifest(folder, [(f"patient{i:03d}", "HCM", split, 8.0) for i, split in enumerate(rows)])
     images = torch.cat([candidates[list(places)] * 0.5 + 0.1, others])  # of less contrast, and brighter
     np.save(folder / "images.npy", images.numpy())
     np.save(folder / "masks.npy", np.zeros((len(rows), 32, 32), np.uint8))
@@ -470,6 +479,76 @@ def test_copies_are_left_out_and_counted(copies):
     images, _ = floats(exported("vae", 60, "all", "--format", "npz"), 60)
     assert np.array_equal(images, without((), 60))
     assert "rejected" not in facts_of("all")
+    assert marks("out") == ["False"] * 60
+
+
+def marks(folder):
+    return [row["copy"] for row in csv.DictReader((Path(folder) / "manifest.csv").open(newline=""))]
+
+
+@pytest.mark.parametrize("file_format", ["png", "nifti", "npz"])
+def test_copies_are_marked_and_named(copies, file_format):
+    learn(*COPIES, 78, 79)
+    result = hcm("vae", "-n", 80, "--out", "out", "--format", file_format)
+    assert result.exit_code == 0, result.output
+    assert [i for i, mark in enumerate(marks("out")) if mark == "True"] == [*COPIES, 78, 79]
+    assert marks("out").count("False") == 72
+    (line,) = [line for line in result.output.splitlines() if "copies" in line]
+    assert line.startswith("8 of 80 images are copies of a training slice (r above 0.")
+    named = {"npz": "samples.npz[{}]"}.get(file_format, "vae_{:05d}." + export.SUFFIXES[file_format])
+    assert ": " + ", ".join(named.format(i) for i in COPIES[:5]) + " and 3 more; " in line
+
+    result = hcm("vae", "-n", 3, "--out", "few", "--format", file_format)
+    assert "0 of 3 images are copies" in result.output
+    assert marks("few") == ["False"] * 3
+
+
+def test_where_copies_cannot_be_told_a_line_says_why(copies, here):
+    learn(*COPIES, held_out=18)
+    before = content(exported("vae", 4, "few_held_out"))
+    for why in ("18 held-out slices are too few", "are not the slices", "holds no images.npy"):
+        result = hcm("vae", "-n", 4, "--out", "out", "--force")
+        assert result.exit_code == 0, result.output
+        (line,) = [line for line in result.output.splitlines() if "could not be told" in line]
+        assert why in line
+        assert marks("out") == [""] * 4
+        assert content("out") == before
+        slices = here / "runs/small/slices"
+        (slices / "slices.json").write_text(json.dumps({"fingerprint": "0" * 64}))
+        if why == "are not the slices":
+            (slices / "images.npy").unlink()
+
+
+@pytest.mark.parametrize("model", ["vae", "diffusion"])
+@pytest.mark.parametrize("file_format", ["png", "nifti", "npz"])
+def test_no_patient_and_no_path_is_in_any_file(here, model, file_format):
+    """Nor a time: what the files hold is the images and the settings."""
+    learn(*COPIES)
+    if model == "diffusion":
+        save_model(model, with_masks=True)
+    options = ["--with-masks"] if model == "diffusion" else []
+    folder = exported(model, 3, "out", "--format", file_format, *options)
+    secrets = ["patient", str(here), time.strftime("%Y-%m-%d")]
+    for path in folder.iterdir():
+        written = path.read_bytes()
+        if path.suffix == ".gz":
+            assert written[3:8] == bytes(5), "no name, comment or time in gzip's header"
+            written = gzip.decompress(written)
+            header = nib.load(path).header
+            assert not header.extensions
+            for field in ("descrip", "aux_file", "intent_name", "data_type", "db_name"):
+                assert header[field] == b""
+        if path.suffix == ".png":
+            assert Image.open(path).info == {}
+        if path.suffix == ".npz":
+            for member in zipfile.ZipFile(path).infolist():
+                assert member.filename in ("images.npy", "labels.npy", "masks.npy")
+                assert (member.comment, member.date_time) == (b"", (1980, 1, 1, 0, 0, 0))
+        for secret in secrets:
+            assert secret.encode() not in written, f"{path.name} holds {secret}"
+    assert set(facts_of("out")) == {"made_by", "finished", "settings"}
+    known = {"run", "model", "group", "seed", "images", "format", "masks", "weights_sha256", "spacing_mm"}
+    assert set(facts_of("out")["settings"]) <= known
 
 
 def test_fewer_images_without_copies_are_the_first_of_more(copies):

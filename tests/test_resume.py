@@ -106,7 +106,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from hcm_helpers.resume import alone
-with alone(Path(sys.argv[1]), {}):
+with alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -115,15 +115,16 @@ with alone(Path(sys.argv[1]), {}):
 def test_a_run_belongs_to_one_process_until_it_ends_however_it_does(tmp_path):
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
+    with pytest.raises(DataError, match="a is being run by another process: wait"), resume.alone(tmp_path / "a"):
+        pass
     owner = {"pid": holder.pid, "host": "here"}
-    with (
-        pytest.raises(DataError, match=f"a is being run by process {holder.pid} on here"),
-        resume.alone(tmp_path / "a", owner),
-    ):
+    (tmp_path / "a" / "run.json").write_text(json.dumps({"process": owner}))
+    said = f"a is being run by process {holder.pid} on here"
+    with pytest.raises(DataError, match=said), resume.alone(tmp_path / "a"):
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    with resume.alone(tmp_path / "a", owner):
+    with resume.alone(tmp_path / "a"):
         pass
 
 

@@ -188,6 +188,9 @@ def test_a_dead_kernel_is_told(hcm, notebooks):
         (["--set", "vae.groups=HCM"], "vae.groups is of type list"),
         (["--set", "vae.groups=[1]"], "an entry of vae.groups is of type str"),
         (["--set", "vae.learning_rate=open('x')"], "vae.learning_rate is of type float"),
+        # What papermill would write as it is:
+        (["--set", 'vae.width=b\'"); open("ran", "w") #\''], "vae.width is of type NoneType"),
+        (["--set", "vae.width=[1, {2}]"], "an entry of vae.width is of type NoneType"),
         (["--set", "epochs=3"], "--set epochs=3 is not of the form step.parameter=value"),
         (["--set", "vae.run_dir=x"], "run_dir is set by --run"),
         (["--image-size", "50"], "image_size=50: the networks halve"),
@@ -253,6 +256,39 @@ def test_settings_are_literals_and_never_code():
         "vae": {"epochs": 5, "name": "best", "note": "a=b"},
         "dcgan": {"betas": (0, 0.9), "name": "exit()"},
     }
+
+
+@pytest.mark.parametrize(
+    "value", ['1); import os; open("ran", "w") #', '"); open("ran", "w") #', '\\\n"""\u2028\';{{1}}']
+)
+def test_a_value_that_looks_like_code_stays_a_value(hcm, tmp_path, notebooks, value):
+    write_notebook(notebooks, "02_vae", TRAIN, "import json\nprint(json.dumps([groups, width, run_dir]))")
+    result = hcm("run", "--only", "2", "--set", f"vae.width={(value,)}", "--set", f"vae.groups={(value, 'HCM')}")
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "runs" / "quick"
+    executed = nbformat.read(folder / "notebooks" / "02_vae.ipynb", as_version=4)
+    assert json.loads(executed.cells[-1].outputs[0].text) == [[value, "HCM"], [value], str(folder)]
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_a_folder_whose_name_looks_like_code_stays_a_folder(hcm, tmp_path, notebooks):
+    write_notebook(notebooks, "01_data_preparation", PREPARE, "print(data_dir)")
+    folder = phantom.write_phantom(tmp_path / 'a"); open("ran", "w") #', patients=1)
+    result = hcm("run", "--only", "1", "--data", folder)
+    assert result.exit_code == 0, result.output
+    executed = nbformat.read(tmp_path / "runs/quick/notebooks/01_data_preparation.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text == f"{folder}\n"
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_a_broken_record_is_one_sentence(hcm, tmp_path):
+    (tmp_path / "runs" / "quick").mkdir(parents=True)
+    for content in ("[]", "{", "[" * 10**5):
+        (tmp_path / "runs" / "quick" / "run.json").write_text(content)
+        result = hcm("run", "--only", "2")
+        assert result.exit_code == 2
+        assert "run.json is broken" in result.output
+        assert result.output.count("\n") == 1
 
 
 def test_figures_come_once_and_in_their_order(tmp_path):

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from forged import OBJECTS, PICKLE, npy
 from patients import save_nifti, write_patient
 
 import hcm_helpers.slices
@@ -529,6 +530,57 @@ def test_load_what_is_not_there(prepared, tmp_path):
         load_slices(prepared, groups=["hcm"])
     with pytest.raises(DataError, match="no slices of split any, groups none"):
         load_slices(prepared, groups=[])
+
+
+@pytest.mark.parametrize("mapped_from", [0, 2**26])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("images.npy", npy(OBJECTS), "no plain numbers"),
+        ("masks.npy", PICKLE, "no plain numbers"),
+        ("images.npy", npy(np.zeros((4, 1, 32, 32), np.float32))[:-1], "no array of shape (4, 1, 32, 32)"),
+        ("images.npy", npy(np.zeros((4, 1, 32, 32))), "do not fit each other"),
+        ("masks.npy", npy(np.zeros((4, 32, 31), np.uint8)), "do not fit each other"),
+        ("masks.npy", b"", "cannot be read"),
+        ("slices.json", b"[" * 10**5, "is broken"),
+        ("slices.json", b"[]", "is broken"),
+        ("slices.json", b"{}", "has no fingerprint"),
+        ("manifest.csv", b"", "cannot be read"),
+        ("manifest.csv", b"patient,group\nx,HCM\n", "has no column phase"),
+    ],
+)
+def test_broken_slices_are_refused(prepared, tmp_path, monkeypatch, name, content, words, mapped_from):
+    monkeypatch.setattr(hcm_helpers.slices, "MAPPED_FROM", mapped_from)
+    shutil.copytree(prepared, tmp_path / "slices")
+    (tmp_path / "slices" / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}.* run notebook 01 again$") as error:
+        load_slices(tmp_path / "slices")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (",HCM,", ",HCMX,", "group is 'HCMX'"),
+        (",train\n", ",tset\n", "split is 'tset'"),
+        (",ED,", ",E\0\x1bD,", "phase is 'E"),
+        (",5.0,10.0,", ",nan,10.0,", "pixel_mm is 'nan'"),
+        (",5.0,10.0,", ",5.0,-10.0,", "thickness_mm is '-10.0'"),
+        (",True,", ",maybe,", "cannot be read"),
+        ("\npatient", "\n\xff", "cannot be read"),
+        (",1,0,", ",1,99999999999999999999,", "cannot be read"),
+    ],
+)
+def test_a_wrong_value_in_the_manifest_is_named(prepared, tmp_path, old, new, words):
+    shutil.copytree(prepared, tmp_path / "slices")
+    path = tmp_path / "slices" / "manifest.csv"
+    table = path.read_text()
+    assert old in table
+    path.write_bytes(table.replace(old, new, 1).encode("latin-1"))
+    with pytest.raises(DataError, match="run notebook 01 again") as error:
+        load_slices(tmp_path / "slices")
+    assert words in str(error.value)
+    assert str(error.value).isprintable()
 
 
 # --- whole data sets

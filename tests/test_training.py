@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forged import OBJECTS, PICKLE, npz, safetensors
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from scipy.stats import wasserstein_distance
@@ -23,6 +24,7 @@ from hcm_helpers.training import (
     fit,
     generate,
     load_checkpoint,
+    load_masks,
     load_samples,
     load_snapshots,
     load_weights,
@@ -442,6 +444,77 @@ def test_a_broken_weights_file_is_refused_in_one_sentence(tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=r"weights.safetensors .*train"):
         load_weights(gan(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PICKLE,  # what torch.load would run
+        safetensors({}, length=2**63),
+        safetensors({}, length=10**8),
+        safetensors(b"[" * 10**5),
+        safetensors({"x": {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 2**64 - 1]}}),
+        safetensors({"x": {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]}}, bytes(16)),
+        safetensors({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(8)),
+        safetensors({"x": {"dtype": "object", "shape": [4], "data_offsets": [0, 16]}}, bytes(16)),
+        safetensors({"a\n\x1b": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(16)),
+        safetensors({"x" * 10**5: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(16)),
+    ],
+    ids=["pickle", "endless", "long", "deep", "huge", "backwards", "short", "objects", "signs", "many"],
+)
+def test_a_forged_weights_file_is_refused_in_one_sentence(tmp_path, content):
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match=r"weights.safetensors (is broken|holds weights of another network)") as error:
+        load_weights(gan(), tmp_path)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 500
+
+
+def forged_samples(**changes):
+    arrays = {"images": np.zeros((3, 1, 32, 32), np.float32), "labels": np.zeros(3, np.int64)} | changes
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PICKLE,
+        npz(**forged_samples(labels=OBJECTS)),
+        npz(compressed=True, **forged_samples()),  # which may be a bomb
+        npz(**forged_samples(images=None)),
+        npz(**forged_samples(images=np.zeros((3, 1, 32, 32)))),
+        npz(**forged_samples(labels=np.zeros(2, np.int64))),
+        npz(**forged_samples(masks=np.zeros((3, 32), np.uint8))),
+        npz(**forged_samples(more=np.zeros(3, np.uint8))),
+        npz(**forged_samples())[:-100],
+        npz(**forged_samples()).replace(b"(3, 1, 32, 32)", b"(999999999, 1)"),
+        npz(**forged_samples()).replace(b"'<f4'", b"'|O4'"),
+        b"",
+    ],
+    ids=[
+        "pickle",
+        "objects",
+        "packed",
+        "lacking",
+        "double",
+        "short",
+        "flat",
+        "more",
+        "cut",
+        "huge",
+        "renamed",
+        "empty",
+    ],
+)
+def test_forged_samples_are_refused_in_one_sentence(tmp_path, content):
+    (tmp_path / "samples.npz").write_bytes(content)
+    for read in (load_samples, load_masks):
+        with pytest.raises(DataError, match=r"samples.npz is broken .*: run the notebook of this model again") as error:
+            read(tmp_path)
+        assert str(error.value).isprintable()
+    (tmp_path / "snapshots.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"snapshots.npz is broken .*: train this model with num_snapshots above 0"):
+        load_snapshots(tmp_path)
 
 
 # --- sliced Wasserstein distance
