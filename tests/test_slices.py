@@ -130,6 +130,16 @@ def test_the_split_depends_on_the_seed_alone():
     assert assign_splits(patients, 3) != assign_splits(patients, 4)
 
 
+def test_a_smaller_share_of_training_patients_is_part_of_a_larger_one():
+    patients = make_patients(NOR=10, HCM=10, DCM=3)
+    whole, half, few = (assign_splits(patients, 0, fraction) for fraction in (1.0, 0.5, 0.01))
+    in_training = [{name for name, part in split.items() if part == "train"} for split in (whole, half, few)]
+    assert [len(names) for names in in_training] == [7 + 7 + 1, 4 + 4 + 1, 1 + 1 + 1]  # of 7, 7 and 1
+    assert in_training[2] < in_training[1] < in_training[0]
+    for split in (half, few):  # nobody else moves
+        assert {n: p for n, p in split.items() if p != "train"} == {n: p for n, p in whole.items() if p != "train"}
+
+
 # --- prepare and load
 
 
