@@ -481,7 +481,7 @@ def _read_samples(folder: str | Path) -> dict[str, Tensor]:
 
 def save_snapshots(snapshots: dict[int, Tensor], folder: str | Path) -> None:
     """Images drawn through training, epoch → (n, 1, H, W) in [−1, 1], to folder/snapshots.npz."""
-    arrays = {"epochs": np.array(list(snapshots)), "images": torch.stack(list(snapshots.values())).numpy()}
+    arrays = {"epochs": np.array(list(snapshots), np.int64), "images": torch.stack(list(snapshots.values())).numpy()}
     _write_arrays(Path(folder) / "snapshots.npz", arrays)
 
 

@@ -487,6 +487,7 @@ def forged_samples(**changes):
         npz(**forged_samples(masks=np.zeros((3, 32), np.uint8))),
         npz(**forged_samples(more=np.zeros(3, np.uint8))),
         npz(**forged_samples())[:-100],
+        npz(**forged_samples()).replace(b"PK\1\2\x2d\3\x2d\0\0\0", b"PK\1\2\x2d\3\x2d\0\1\0"),  # encrypted
         npz(**forged_samples()).replace(b"(3, 1, 32, 32)", b"(999999999, 1)"),
         npz(**forged_samples()).replace(b"'<f4'", b"'|O4'"),
         b"",
@@ -501,6 +502,7 @@ def forged_samples(**changes):
         "flat",
         "more",
         "cut",
+        "locked",
         "huge",
         "renamed",
         "empty",
