@@ -68,7 +68,7 @@ def download(folder: str | Path, *, url: str = URL, sha256: str = SHA256, space:
         unpacked.rename(folder)
         shutil.rmtree(workplace)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error}); make room or name another folder") from error
+        raise DataError(f"{folder}: cannot be written ({one_line(error)}); make room or name another folder") from error
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
         if workplace.is_dir() and not any(workplace.iterdir()):
