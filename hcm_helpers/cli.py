@@ -16,7 +16,7 @@ import click
 from hcm_helpers import acdc
 from hcm_helpers.acdc import DataError
 from hcm_helpers.execute import NotebookError, Parameters
-from hcm_helpers.files import refusal
+from hcm_helpers.files import REMEDIES, refusal
 from hcm_helpers.report import table_as_text
 from hcm_helpers.run import PROFILES, STEPS, find_step, run_series, step_name, unknown
 
@@ -27,6 +27,8 @@ def _errors_to_exit_codes():
     try:
         yield
     except OSError as error:
+        if error.errno not in REMEDIES:  # a closed pipe, say
+            raise
         click.echo(f"hcm: {refusal(error.filename or 'a file', error)}", err=True)
         sys.exit(2)
     except (DataError, NotebookError) as error:

@@ -69,7 +69,7 @@ def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
         )
     except PapermillExecutionError as error:
         shown = f"the notebook as far as it ran: {executed}"
-        if error.ename in ("DataError", "OSError"):  # what a user can put right: an input, or a full disk
+        if error.ename == "DataError":
             raise NotebookError(f"{error.evalue}\n{notebook.stem}, cell [{error.exec_count}]; {shown}", True) from None
         last_lines = "\n".join("\n".join(error.traceback).splitlines()[-15:])
         source = "\n".join(f"    {line}" for line in error.source.splitlines())

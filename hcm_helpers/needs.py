@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hcm_helpers.acdc import DataError
+from hcm_helpers.acdc import DataError, find_patients
 from hcm_helpers.export import NETWORKS
+from hcm_helpers.files import read_json
 from hcm_helpers.models.layers import count_parameters
 from hcm_helpers.run import STEPS
 
@@ -44,24 +45,25 @@ def memory(parameters: Mapping[str, Mapping[str, Any]], image_size: int, jobs: i
     return jobs * KERNEL + 2 * samples
 
 
-def check(
-    folder: Path,
-    parameters: Mapping[str, Mapping[str, Any]],
-    num_patients: int,
-    image_size: int,
-    jobs: int,
-    echo: Callable[[str], None],
-) -> None:
+def check(folder: Path, parameters: Mapping[str, Mapping[str, Any]], jobs: int, echo: Callable[[str], None]) -> None:
     """Compare what a run will need with what there is, and say so.
 
     Args:
         folder: of the run, or where it will be.
-        parameters, num_patients, image_size, jobs: as above.
+        parameters: notebook: all its parameters.
+        jobs: notebooks at once.
         echo: prints one line.
 
     Raises:
         DataError: the disk has not enough room.
     """
+    preparation, prepared, num_patients = parameters.get("01_data_preparation"), folder / "slices" / "slices.json", 0
+    if preparation:
+        image_size, num_patients = preparation["image_size"], len(find_patients(preparation["data_dir"]))
+    elif prepared.is_file():
+        image_size = read_json(prepared, "run notebook 01 again").get("image_size", 64)
+    else:
+        return  # the first notebook will say what is missing
     place = next(path for path in (folder, *folder.parents) if path.is_dir())
     there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if place == folder else 0
     needed, free = disk(parameters, num_patients, image_size), shutil.disk_usage(place).free + there

@@ -187,13 +187,15 @@ def run_series(
         if "resume" in parameters[notebook]:
             parameters[notebook]["resume"] = reason == CUT_OFF
     jobs = default_jobs() if jobs is None else jobs
-    estimate({notebook: parameters[notebook] for notebook in why}, folder, jobs, echo)
+    from hcm_helpers import needs  # here, as torch comes with it, and --help need not wait
+
+    needs.check(folder, {notebook: parameters[notebook] for notebook in why}, jobs, echo)
     with alone(folder), progress(len(why), echo) as (begin, end):
         (folder / "notebooks").mkdir(exist_ok=True)
 
         def started(notebook: str) -> None:
-            states[notebook] = {"state": "running", "seconds": None, "parameters": parameters[notebook]}
-            states[notebook]["inputs"] = now[notebook]
+            begun = {"parameters": parameters[notebook], "inputs": now[notebook]}
+            states[notebook] = {"state": "running", "seconds": None} | begun
             record["notebooks"] = dict(sorted(states.items()))
             write_record(folder, record)
             begin(notebook)
@@ -216,21 +218,6 @@ def run_series(
                 execute_in_turn(calls, started, ended)
         write_report(folder)
     return folder
-
-
-def estimate(parameters: Mapping[str, Parameters], folder: Path, jobs: int, echo: Callable[[str], None]) -> None:
-    """Compare what these notebooks will need with what there is (`needs.check`)."""
-    from hcm_helpers import needs  # here, as torch comes with it, and --help need not wait
-
-    preparation, prepared, num_patients = parameters.get("01_data_preparation"), folder / "slices" / "slices.json", 0
-    if preparation:
-        image_size = preparation["image_size"]
-        num_patients = len(acdc.find_patients(preparation["data_dir"]))
-    elif prepared.is_file():
-        image_size = json.loads(prepared.read_text(encoding="utf-8"))["image_size"]
-    else:
-        return  # the first notebook will say what is missing
-    needs.check(folder, parameters, num_patients, image_size, jobs, echo)
 
 
 def plan(

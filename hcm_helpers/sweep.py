@@ -35,7 +35,7 @@ def parameters(notebook: str, profile: str, seed: int = 0, settings: Parameters 
     return {name: value for name, value in found.items() if name not in PLACES}
 
 
-def step(notebook: str, folder: str | Path, values: Parameters, threads: int = 1, **places: str) -> None:
+def step(notebook: str, folder: str | Path, values: Parameters, threads: int = 1, **places: str | bool) -> None:
     """Execute a notebook into a folder; one that was cut off with the same parameters goes on.
 
     Args:

@@ -192,7 +192,8 @@ def fit(
                     update_average(average, model, min(decay, (1 + steps) / (10 + steps)))
                 for name, loss in found.items():
                     losses.setdefault(name, []).append(loss)
-                if interrupted or time.perf_counter() - written > checkpoint_seconds:
+                due = interrupted or time.perf_counter() - written > checkpoint_seconds
+                if due and all(torch.stack(values).isfinite().all() for values in losses.values()):  # the last good one
                     write_checkpoint()
                     written = time.perf_counter()
         by_step = {name: torch.stack(values).float().cpu() for name, values in losses.items()}

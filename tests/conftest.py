@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from exports import save_model, save_slices
 from hypothesis import HealthCheck, settings
 from rings import ring_slices
 
@@ -60,3 +61,12 @@ def encoder(tmp_path_factory):
     settings = {"epochs": 10, "batch_size": 16, "learning_rate": 5e-3, "betas": (0.9, 0.999), "ema_decay": 0.98}
     fit(model, train, validation, tmp_path_factory.mktemp("encoder"), **settings)
     return model
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of its own with the run `small`: a VAE and the slices that it has learned from."""
+    monkeypatch.chdir(tmp_path)
+    save_model("vae")
+    save_slices()
+    return tmp_path

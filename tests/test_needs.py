@@ -30,13 +30,15 @@ def test_slices_grow_with_patients_and_with_the_square_of_the_side():
 def test_a_disk_that_is_too_small_is_told_before_the_start(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     said = []
+    (tmp_path / "a" / "slices").mkdir(parents=True)
+    (tmp_path / "a" / "slices" / "slices.json").write_text('{"image_size": 64}')
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**7, 10**7))
     with pytest.raises(DataError, match=r"needs about 0\.2 GB and its disk has 0\.0 GB free: make room"):
-        needs.check(tmp_path / "a", GAN_PARAMETERS, 100, 64, 1, said.append)
+        needs.check(tmp_path / "a", GAN_PARAMETERS, 1, said.append)
     assert not said
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 10**12))
-    needs.check(tmp_path / "a", GAN_PARAMETERS, 100, 64, 1, said.append)
+    needs.check(tmp_path / "a", GAN_PARAMETERS, 1, said.append)
     assert said[0].startswith("needs     about disk 0.2 of 1000 GB free, memory 0.9 of ")
     monkeypatch.setattr(needs, "available_memory", lambda: 1e8)
-    needs.check(tmp_path / "a", GAN_PARAMETERS, 100, 64, 1, said.append)
+    needs.check(tmp_path / "a", GAN_PARAMETERS, 1, said.append)
     assert said[1].endswith("it may run out: try fewer --jobs")

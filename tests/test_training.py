@@ -216,8 +216,10 @@ def test_a_loss_that_is_not_finite_stops_with_the_epoch_named(tmp_path, poison_a
     with pytest.raises(
         DataError, match=rf"Scripted: the loss is not finite at step {poison_at}, in epoch {epoch} .*learning_rate"
     ):
-        train(model, tmp_path)
+        train(model, tmp_path, checkpoint_seconds=0.0)
     assert (tmp_path / "weights.safetensors").exists() == (epoch > 1)
+    if epoch > 1:
+        assert load_checkpoint(tmp_path)["steps"] == poison_at - 1, "the last good one"
 
 
 def test_a_validation_that_is_not_finite_stops_with_the_epoch_named(tmp_path):
