@@ -120,21 +120,19 @@ def share_of_a_step(slices: Slices, steps: int = 20, batch_size: int = 16) -> fl
     """Share of a training step of the DCGAN that goes into taking a batch from the slices."""
     from hcm_helpers.models.dcgan import DCGAN
     from hcm_helpers.models.layers import Batch
+    from hcm_helpers.parallel import take_step
     from hcm_helpers.training import make_fabric
 
     fabric = make_fabric()
     model = DCGAN(slices.image_size).to(memory_format=torch.channels_last)
     optimizers = model.optimizers(2e-4, (0.5, 0.999))
-    wrapped, *prepared = fabric.setup(model, *optimizers.values())
-    wrapped.mark_forward_method("train_step")
-    optimizers = dict(zip(optimizers, prepared, strict=True))
     taking = stepping = 0.0
     for n in range(steps + 3):
         start = time.perf_counter()
         rows = torch.randint(len(slices), (batch_size,))
         batch = Batch(slices.images[rows].contiguous(memory_format=torch.channels_last), slices.labels[rows])
         taken = time.perf_counter()
-        wrapped.train_step(batch, optimizers, fabric)
+        take_step(model, batch, optimizers, fabric)
         if n >= 3:  # the first ones warm up
             taking, stepping = taking + taken - start, stepping + time.perf_counter() - start
     return taking / stepping

@@ -34,6 +34,7 @@ from hcm_helpers.features import Encoder, with_targets
 from hcm_helpers.fidelity import kernel_distance
 from hcm_helpers.models.diffusion import Diffusion
 from hcm_helpers.models.layers import Batch, count_parameters
+from hcm_helpers.parallel import take_step
 from hcm_helpers.phantom import write_phantom
 from hcm_helpers.slices import Slices, load_slices, prepare
 from hcm_helpers.training import generate, load_weights, make_fabric, update_average
@@ -127,15 +128,12 @@ class Ours:
         model = Diffusion(size, width, sigma_data=sigma_data, augment=0.3, sampling_steps=10, **told)
         self.network = model.to(memory_format=torch.channels_last)
         self.average = deepcopy(self.network).eval()
-        optimizers = self.network.optimizers(2e-3, (0.9, 0.999))
-        self.wrapped, *prepared = fabric.setup(self.network, *optimizers.values())
-        self.wrapped.mark_forward_method("train_step")
-        self.optimizers, self.fabric, self.steps = dict(zip(optimizers, prepared, strict=True)), fabric, 0
+        self.optimizers, self.fabric, self.steps = self.network.optimizers(2e-3, (0.9, 0.999)), fabric, 0
 
     def train_step(self, x: Tensor, targets: Tensor | None = None) -> None:
         targets = torch.full((len(x),), HCM) if targets is None else targets
         x = x.contiguous(memory_format=torch.channels_last)
-        self.wrapped.train_step(Batch(x, targets), self.optimizers, self.fabric)
+        take_step(self.network, Batch(x, targets), self.optimizers, self.fabric)
         self.steps += 1
         update_average(self.average, self.network, min(0.98, (1 + self.steps) / (10 + self.steps)))
 

@@ -10,14 +10,13 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.image.fid import NoTrainInceptionV3
 
 from hcm_helpers.acdc import GROUPS, PHASES, DataError
 from hcm_helpers.augment import jitter
-from hcm_helpers.models.layers import Batch, adam, check_width, drawn_on, normal, step
+from hcm_helpers.models.layers import Batch, Moves, adam, check_width, drawn_on, normal
 from hcm_helpers.similarity import to_unit
 from hcm_helpers.slices import Slices, check_image_size
 
@@ -113,10 +112,10 @@ class Encoder(Extractor):
         """One Adam."""
         return {"encoder": adam(self.parameters(), learning_rate, betas)}
 
-    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> Moves:
         """One step down the loss, on images turned, shifted, scaled and in other tones, half of them degraded."""
         losses = self.losses(*degrade(jitter(batch.images)), batch.labels, label_smoothing=0.1)
-        step(optimizers["encoder"], sum(losses.values()), fabric)
+        yield None, sum(losses.values())
         return losses
 
     def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:

@@ -10,14 +10,13 @@ from itertools import pairwise
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.acdc import DataError
 from hcm_helpers.anatomy import STRUCTURES, measure_all
 from hcm_helpers.augment import jitter
-from hcm_helpers.models.layers import Batch, adam, check_width, step
+from hcm_helpers.models.layers import Batch, Moves, adam, check_width
 from hcm_helpers.slices import Slices, check_image_size, drawn_slices
 from hcm_helpers.training import make_fabric
 
@@ -87,11 +86,11 @@ class Segmenter(nn.Module):
         """One Adam."""
         return {"segmenter": adam(self.parameters(), learning_rate, betas)}
 
-    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> Moves:
         """One step down the loss, on images turned, shifted, scaled and in other tones together with their masks."""
         x, y = jitter_both(*batch)
         loss = segmentation_loss(self(x), y)
-        step(optimizers["segmenter"], loss, fabric)
+        yield None, loss
         return {"loss": loss}
 
     def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:

@@ -1,5 +1,6 @@
 """The one training loop: the paper's protocol for any model that has `optimizers`, `train_step` and `sample`."""
 
+import gc
 import json
 import logging
 import math
@@ -30,6 +31,17 @@ from hcm_helpers.checkpoint import load_state, match_layout, save_state
 from hcm_helpers.fidelity import sliced_wasserstein
 from hcm_helpers.files import NOT_NUMBERS, read_npz, write_whole
 from hcm_helpers.models.layers import Batch
+from hcm_helpers.parallel import (
+    Share,
+    anybody,
+    disband,
+    in_turn,
+    is_out_of_memory,
+    own_rows,
+    same_on_all,
+    sum_over_processes,
+    take_step,
+)
 from hcm_helpers.slices import Slices
 
 NUM_VALIDATION_IMAGES = 256
@@ -63,7 +75,7 @@ def fit(
     ones that are kept. When it returns, the model carries the best of them.
 
     Args:
-        model: offers `optimizers(learning_rate, betas)`, `train_step(batch, optimizers, fabric)` and `sample`.
+        model: offers `optimizers(learning_rate, betas)`, `train_step(batch)`, see `parallel.take_step`, and `sample`.
         train, validation: slices of the training and of the validation patients.
         folder: gets weights.safetensors (best), history.csv, checkpoint/last.safetensors and, if asked for,
             snapshots.npz.
@@ -87,8 +99,8 @@ def fit(
         with several averages ema_decay, the one that was best.
 
     Raises:
-        DataError: a batch of one image or larger than the training set, a checkpoint of another training, or a loss
-            that is not finite.
+        DataError: a batch of one image or larger than the training set, a checkpoint of another training, a loss that
+            is not finite, or memory too small for one image.
         KeyboardInterrupt: Ctrl-C; the step has been finished and the checkpoint written.
 
     Source: section 2.3.2 of Rayavarapu & Rao 2025.
@@ -100,20 +112,68 @@ def fit(
             f"batch_size={batch_size} is larger than the training set of {len(train)} slices; "
             f"choose at most {len(train)} or add groups"
         )
-    folder = Path(folder)
-    (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
-    last = folder / "checkpoint" / "last.safetensors"
     settings = {"batch_size": batch_size, "learning_rate": learning_rate, "betas": list(betas), "seed": seed}
     settings |= {"ema_decay": np.atleast_1d(ema_decay).tolist()}
     settings |= {"data": [train.fingerprint, validation.fingerprint]}
+    schedule = {"epochs": epochs, "patience": patience, "validate_every": validate_every, "cooldown": cooldown}
+    schedule |= {"num_snapshots": num_snapshots, "checkpoint_seconds": checkpoint_seconds}
+    fabric, num_parts = make_team(), 1
+    while True:
+        try:
+            history = _fit(model, train, validation, Path(folder), fabric, settings, num_parts, resume, **schedule)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or fabric.world_size > 1:
+                raise
+        # Here, as the error holds on to what filled the memory.
+        num_parts, resume = 2 * num_parts, True  # the checkpoint of the beginning is there
+        if num_parts > batch_size:
+            raise DataError(
+                f"{type(model).__name__}: the memory of {fabric.device} is too small for one image; choose a smaller "
+                "width or image_size"
+            )
+        print(f"{type(model).__name__}: out of memory; a batch is taken in {num_parts} parts from here on", flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+    disband(fabric)
+    load_weights(model, folder)
+    return history
 
-    fabric = make_fabric()
+
+def _fit(
+    model: nn.Module,
+    train: Slices,
+    validation: Slices,
+    folder: Path,
+    fabric: Fabric,
+    settings: dict[str, Any],
+    num_parts: int,
+    resume: bool,
+    *,
+    epochs: int,
+    patience: int,
+    validate_every: int,
+    cooldown: float,
+    num_snapshots: int,
+    checkpoint_seconds: float,
+) -> pd.DataFrame:
+    """What `fit` does, with each batch in so many parts.
+
+    Args:
+        fabric: of the processes that share a batch; the first of them writes.
+        settings: what a checkpoint must agree in; the other arguments are those of `fit`.
+    """
+    batch_size, learning_rate, seed = (settings[name] for name in ("batch_size", "learning_rate", "seed"))
+    writes = fabric.global_rank == 0
+    if writes:
+        (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+    last = folder / "checkpoint" / "last.safetensors"
+    fabric.barrier()
+
     model = fabric.to_device(model).to(memory_format=torch.channels_last)
-    averages = {decay: deepcopy(model).eval() for decay in np.atleast_1d(ema_decay).tolist()}
-    optimizers = model.optimizers(learning_rate, betas)
-    wrapped, *prepared = fabric.setup(model, *optimizers.values())
-    wrapped.mark_forward_method("train_step")
-    optimizers = dict(zip(optimizers, prepared, strict=True))
+    same_on_all(model, fabric)
+    averages = {decay: deepcopy(model).eval() for decay in settings["ema_decay"]}
+    optimizers = model.optimizers(learning_rate, tuple(settings["betas"]))
     # A few hundred slices fit on any device: they are moved there once, and no loader stands in between.
     images, labels = train.images, train.labels
     if images.nbytes < free_memory(fabric.device) / 4:
@@ -148,8 +208,11 @@ def fit(
         if patience and len(history) - best_epoch >= patience:
             epochs = len(history)  # it had ended early
 
-    take_step = Replay(
-        lambda x, labels: wrapped.train_step(Batch(x, labels), optimizers, fabric), optimizers.values(), fabric.device
+    step = Replay(
+        lambda x, labels: take_step(model, Batch(x, labels), optimizers, fabric, num_parts),
+        optimizers.values(),
+        fabric.device,
+        record=num_parts == fabric.world_size == 1,
     )
     start = time.perf_counter() - elapsed
 
@@ -169,8 +232,11 @@ def fit(
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state() if fabric.device.type == "cuda" else None,
         }
-        save_state(state, last)
+        if writes:
+            save_state(state, last)
 
+    if not steps:  # whatever lay there is of another training
+        write_checkpoint()
     steps_per_epoch, written = len(images) // batch_size, time.perf_counter()
     progress = Progress(epochs, first=len(history), name=type(model).__name__)
     for epoch in range(len(history) + 1, epochs + 1):
@@ -185,13 +251,15 @@ def fit(
         for indices in batches[taken:]:
             with finishing() as interrupted:
                 x = fabric.to_device(images[indices]).contiguous(memory_format=torch.channels_last)
-                found = take_step(x, fabric.to_device(labels[indices]))
+                found = step(x, fabric.to_device(labels[indices]))
                 steps += 1
                 # An average starts short, or the first random weights would stay in it for a thousand steps.
                 for decay, average in averages.items():
                     update_average(average, model, min(decay, (1 + steps) / (10 + steps)))
                 for name, loss in found.items():
                     losses.setdefault(name, []).append(loss)
+                if anybody(interrupted, fabric) and not interrupted:
+                    interrupted.append(signal.SIGINT)
                 due = interrupted or time.perf_counter() - written > checkpoint_seconds
                 if due and all(torch.stack(values).isfinite().all() for values in losses.values()):  # the last good one
                     write_checkpoint()
@@ -200,7 +268,10 @@ def fit(
         row = {name: values.mean().item() for name, values in by_step.items()}
         looked = epoch % validate_every == 0 or epoch == epochs
         if looked:
-            by_decay = {decay: validate(average, validation, fabric, batch_size) for decay, average in averages.items()}
+            by_decay = {
+                decay: validate(average, validation, fabric, batch_size, num_parts)
+                for decay, average in averages.items()
+            }
             chosen = min(by_decay, key=by_decay.get)
             row["validation"] = by_decay[chosen]
             if len(averages) > 1:
@@ -217,19 +288,21 @@ def fit(
         if looked:
             if row["validation"] < best:
                 best, best_epoch = row["validation"], epoch
-                save_weights(averages[chosen], folder)
-            write_history(history, folder)
+                if writes:
+                    save_weights(averages[chosen], folder)
+            if writes:
+                write_history(history, folder)
         if num_snapshots and epoch * num_snapshots // epochs > (epoch - 1) * num_snapshots // epochs:
             with fabric.autocast():
                 drawn = next(iter(averages.values())).sample(8, generator=torch.Generator().manual_seed(seed))
             snapshots[epoch] = drawn.float().cpu()
-            save_snapshots(snapshots, folder)
+            if writes:
+                save_snapshots(snapshots, folder)
         progress.update(row)
         if looked and patience and epoch - best_epoch >= patience:
             break
     write_checkpoint()
     progress.close(f"best validation {best:.4g} in epoch {best_epoch}")
-    load_weights(model, folder)
     return pd.DataFrame(history)
 
 
@@ -277,6 +350,7 @@ class Replay:
         optimizers: that it steps.
         device: where it runs.
         generators: of random numbers on that device that it uses beside PyTorch's own.
+        record: False to run each step as it is on a GPU too.
     """
 
     WARM_UP = 3  # steps before the recording, in which optimizers make their state and cuDNN chooses its kernels
@@ -287,11 +361,12 @@ class Replay:
         optimizers: Iterable[Optimizer],
         device: torch.device,
         generators: Iterable[torch.Generator] = (),
+        record: bool = True,
     ):
         self.step, self.device, self.generators = step, device, list(generators)
         self.count, self.graph = 0, None
         # A recording's memory is not that of the main stream.
-        self.aside = torch.cuda.Stream() if device.type == "cuda" else None
+        self.aside = torch.cuda.Stream() if device.type == "cuda" and record else None
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", float(group["lr"]))
@@ -338,8 +413,8 @@ def set_learning_rate(group: dict, value: float) -> None:
         group["lr"] = value
 
 
-def make_fabric() -> Fabric:
-    """One device, a GPU where there is one, in bf16 where the device computes it in hardware.
+def make_fabric(devices: int = 1, num_nodes: int = 1) -> Fabric:
+    """One device, a GPU where there is one, in bf16 where the device computes it in hardware; or several.
 
     bf16 keeps float32's range, so nothing overflows and no loss needs scaling.
     """
@@ -348,7 +423,17 @@ def make_fabric() -> Fabric:
     else:
         capabilities = torch.cpu.get_capabilities()
         fast_bf16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    return Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if fast_bf16 else "32-true")
+    precision = "bf16-mixed" if fast_bf16 else "32-true"
+    strategy = "ddp" if devices * num_nodes > 1 else "auto"
+    return Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, precision=precision, strategy=strategy)
+
+
+def make_team() -> Fabric:
+    """The processes that `hcm run --devices` has started for this notebook's first training, or this one alone."""
+    fabric = make_fabric(*(int(os.environ.pop(name, 1)) for name in ("HCM_DEVICES", "HCM_NODES")))
+    if fabric.world_size > 1:
+        fabric.launch()  # waits for the others
+    return fabric
 
 
 def free_memory(device: torch.device) -> float:
@@ -369,24 +454,28 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, validation: Slices, fabric: Fabric, batch_size: int) -> float:
+def validate(model: nn.Module, validation: Slices, fabric: Fabric, batch_size: int, num_parts: int = 1) -> float:
     """How well a model does on held-out slices, with the same noise each time; lower is better."""
     generator = torch.Generator().manual_seed(0)
     # Few slices are repeated, each time with other noise; of many, every k-th is taken, so that all patients count.
     rows = torch.arange(NUM_VALIDATION_IMAGES) * max(1, len(validation) / NUM_VALIDATION_IMAGES)
     rows = rows.long() % len(validation)
-    labels = validation.labels[rows]
+    images, labels = validation.images[rows], validation.labels[rows]
     if not hasattr(model, "validation_loss"):
-        with fabric.autocast():
-            samples = model.sample(NUM_VALIDATION_IMAGES, labels, generator).cpu()
+        samples = torch.zeros(NUM_VALIDATION_IMAGES, *images.shape[1:])
+        for part in in_turn(own_rows(len(samples), fabric, num_parts), fabric.device, generator):
+            with Share(part, len(samples)), fabric.autocast():
+                samples[part] = model.sample(part.stop - part.start, labels[part], generator).cpu()
+        sum_over_processes([samples], fabric)
         return sliced_wasserstein(samples, validation.images)  # outside of autocast: in float32
-    with fabric.autocast():
-        images = validation.images[rows]
-        total = 0.0
-        for x, c in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            batch = Batch(fabric.to_device(x), fabric.to_device(c))
-            total += model.validation_loss(batch, generator).item() * len(x)
-    return total / len(images)
+    total = torch.zeros((), device=fabric.device, dtype=torch.float64)
+    for x, c in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        for part in in_turn(own_rows(len(x), fabric, num_parts), fabric.device, generator):
+            batch = Batch(fabric.to_device(x[part]), fabric.to_device(c[part]))
+            with Share(part, len(x)), fabric.autocast():
+                total += model.validation_loss(batch, generator).item() * len(batch.images)
+    sum_over_processes([total], fabric)
+    return total.item() / len(images)
 
 
 def generate(

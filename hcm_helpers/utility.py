@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter
-from hcm_helpers.models.layers import adam, check_width, step
+from hcm_helpers.models.layers import adam, check_width
 from hcm_helpers.segmentation import Block
 from hcm_helpers.similarity import TITLES, html_with_legend, plain_arithmetic
 from hcm_helpers.slices import Slices, check_image_size
@@ -198,7 +198,9 @@ def fit(
         x = (jitter(x, generator=tones) if jittered else x).contiguous(memory_format=torch.channels_last)
         with fabric.autocast():
             loss = F.binary_cross_entropy_with_logits(network(x).float(), y)
-        step(optimizer, loss, fabric)
+        optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        optimizer.step()
         return {"loss": loss}
 
     take_step = Replay(train_step, [optimizer], fabric.device, [tones])

@@ -9,6 +9,7 @@ from torch import nn
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.models import acgan, layers
 from hcm_helpers.models.layers import Batch
+from hcm_helpers.parallel import take_step
 from hcm_helpers.training import make_fabric
 
 NO_STEP = {"learning_rate": 0.0, "betas": (0.5, 0.999)}
@@ -55,7 +56,7 @@ def test_losses_against_equations_6_and_7_by_hand():
     # P(S=real|white) = σ(log 3) = 3/4, P(S=real|black) = 1/4; P(C=0|white) = 4/5, P(C=0|black) = 1/5.
     model = with_stubs(greys=[-1.0, -1.0], source=log(3), classes=log(2))
     white = Batch(torch.ones(8, 1, 32, 32), torch.zeros(8, dtype=torch.long))
-    losses = model.train_step(white, model.optimizers(**NO_STEP), make_fabric())
+    losses = take_step(model, white, model.optimizers(**NO_STEP), make_fabric())
 
     asked = model.generator.asked
     log_class = torch.where(asked == 0, log(1 / 5), log(4 / 5)).mean().item()
@@ -74,7 +75,7 @@ def test_hinge_takes_the_place_of_equation_6_and_the_penalty_that_of_the_source(
     model = with_stubs(greys=[-1.0, -1.0], source=0.5, classes=0.0)
     model.loss, model.gradient_penalty = layers.game("hinge"), 1000.0
     white = Batch(torch.ones(8, 1, 32, 32), torch.zeros(8, dtype=torch.long))
-    losses = model.train_step(white, model.optimizers(**NO_STEP), make_fabric())
+    losses = take_step(model, white, model.optimizers(**NO_STEP), make_fabric())
     assert losses["L_S"].item() == pytest.approx(-1.0, abs=1e-5)
     penalty = 1000 * 0.5 * 0.25 / 32**2
     assert losses["discriminator"].item() == pytest.approx(1.0 + 0.5 * 2 * log(2) + penalty, abs=1e-4)
@@ -109,7 +110,7 @@ def test_generator_moves_towards_the_class_it_was_asked_for():
     model = with_stubs(greys=[0.0, 0.0], source=0.0, classes=1.0)
     optimizers = model.optimizers(learning_rate=0.01, betas=(0.5, 0.999))
     batch = Batch(torch.zeros(16, 1, 32, 32), torch.arange(16) % 2)
-    model.train_step(batch, optimizers, make_fabric())
+    take_step(model, batch, optimizers, make_fabric())
     white, black = model.generator.grey.tolist()
     assert white > 0 > black
 
@@ -119,7 +120,7 @@ def test_generator_moves_towards_what_looks_real():
     model = with_stubs(greys=[0.0, 0.0], source=1.0, classes=0.0)
     optimizers = model.optimizers(learning_rate=0.01, betas=(0.5, 0.999))
     batch = Batch(torch.ones(16, 1, 32, 32), torch.arange(16) % 2)
-    model.train_step(batch, optimizers, make_fabric())
+    take_step(model, batch, optimizers, make_fabric())
     assert min(model.generator.grey.tolist()) > 0
 
 
@@ -166,7 +167,7 @@ def test_images_follow_their_label_after_a_short_training(settings):
     optimizers, fabric = model.optimizers(1e-3, (0.5, 0.999)), make_fabric()
     generator = torch.Generator().manual_seed(0)
     for _ in range(80):
-        model.train_step(halves(16, generator), optimizers, fabric)
+        take_step(model, halves(16, generator), optimizers, fabric)
     labels = torch.arange(100) % 2
     images = model.eval().sample(100, labels, torch.Generator().manual_seed(1))
     difference = images[..., 16:].mean(dim=(1, 2, 3)) - images[..., :16].mean(dim=(1, 2, 3))

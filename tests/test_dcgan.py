@@ -7,6 +7,7 @@ from torch import nn
 from hcm_helpers.acdc import DataError
 from hcm_helpers.models import dcgan
 from hcm_helpers.models.layers import Batch, count_parameters
+from hcm_helpers.parallel import take_step
 from hcm_helpers.training import generate, make_fabric
 
 SIZES = (32, 64, 128, 256)
@@ -130,7 +131,7 @@ class Watched:
 def test_each_player_moves_only_its_own_weights(settings):
     model = small(**settings)
     optimizers = {name: Watched(optimizer, model) for name, optimizer in model.optimizers(2e-4, (0.5, 0.999)).items()}
-    losses = model.train_step(batch(), optimizers, make_fabric())
+    losses = take_step(model, batch(), optimizers, make_fabric())
     assert {name: optimizer.moved for name, optimizer in optimizers.items()} == {
         "generator": {"generator"},
         "discriminator": {"discriminator"},
@@ -153,12 +154,12 @@ def test_losses_against_equation_5_by_hand():
     model = small(label_smoothing=0.1, augment=False)
     model.discriminator = AlwaysSays(0.0)  # D(x) = 1/2 for whatever it sees
     optimizers = model.optimizers(0.0, (0.5, 0.999))
-    losses = model.train_step(batch(), optimizers, make_fabric())
+    losses = take_step(model, batch(), optimizers, make_fabric())
     assert losses["discriminator"].item() == pytest.approx(2 * 0.693147, abs=1e-4)  # −log ½ twice
     assert losses["generator"].item() == pytest.approx(0.693147, abs=1e-4)
 
     model.discriminator = AlwaysSays(2.0)  # D(x) = 1/(1 + e⁻²) = 0.880797
-    losses = model.train_step(batch(), model.optimizers(0.0, (0.5, 0.999)), make_fabric())
+    losses = take_step(model, batch(), model.optimizers(0.0, (0.5, 0.999)), make_fabric())
     real, fake = 0.9 * 0.126928 + 0.1 * 2.126928, 2.126928
     assert losses["discriminator"].item() == pytest.approx(real + fake, abs=1e-3)
     assert losses["generator"].item() == pytest.approx(0.126928, abs=1e-3)
@@ -167,6 +168,6 @@ def test_losses_against_equation_5_by_hand():
 def test_losses_of_the_hinge_by_hand():
     model = small(loss="hinge", augment=False)
     model.discriminator = AlwaysSays(0.25)
-    losses = model.train_step(batch(), model.optimizers(0.0, (0.5, 0.999)), make_fabric())
+    losses = take_step(model, batch(), model.optimizers(0.0, (0.5, 0.999)), make_fabric())
     assert losses["discriminator"].item() == pytest.approx(0.75 + 1.25, abs=1e-4)
     assert losses["generator"].item() == pytest.approx(-0.25, abs=1e-4)

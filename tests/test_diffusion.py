@@ -20,6 +20,7 @@ from hcm_helpers.models.diffusion import (
 )
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.models.samplers import SAMPLERS
+from hcm_helpers.parallel import take_step
 from hcm_helpers.phantom import write_phantom
 from hcm_helpers.slices import prepare
 from hcm_helpers.training import make_fabric
@@ -439,7 +440,7 @@ def trained_on(model: Diffusion, batch: Batch) -> list[tuple]:
     fabric = make_fabric()
     optimizers = model.optimizers(1e-4, (0.9, 0.999))
     for _ in range(20):
-        model.train_step(batch, optimizers, fabric)
+        take_step(model, batch, optimizers, fabric)
     return seen
 
 
@@ -464,7 +465,7 @@ def test_a_training_step_moves_every_weight_it_can(optimizer):
     batch = Batch(torch.rand(4, 1, 32, 32) * 2 - 1, torch.zeros(4, dtype=torch.long))
     fabric, optimizers = make_fabric(), model.optimizers(1e-3, (0.9, 0.999))
     for _ in range(3):  # blocks begin as the identity, so that their first layers wait for a gradient
-        model.train_step(batch, optimizers, fabric)
+        take_step(model, batch, optimizers, fabric)
     still = [name for (name, p), b in zip(model.named_parameters(), before, strict=True) if torch.equal(p, b)]
     assert set(still) <= {"network.amounts.weight"}, "nothing was done to the images"
 

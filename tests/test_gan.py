@@ -10,6 +10,7 @@ from torch import nn
 from hcm_helpers.acdc import DataError
 from hcm_helpers.models import gan
 from hcm_helpers.models.layers import Batch, bce, count_parameters, r1_penalty
+from hcm_helpers.parallel import take_step
 
 FABRIC = Fabric(accelerator="cpu", devices=1)  # float32 on any machine
 
@@ -110,7 +111,7 @@ def test_each_step_moves_its_own_player_alone(player, settings):
     other = {"generator": "discriminator", "discriminator": "generator"}[player]
     optimizers[other].param_groups[0]["lr"] = 0.0
     before = {name: weights(getattr(model, name)) for name in (player, other)}
-    model.train_step(batch(), optimizers, FABRIC)
+    take_step(model, batch(), optimizers, FABRIC)
     assert all(moved(before[player], getattr(model, player)))
     assert not any(moved(before[other], getattr(model, other)))
 
@@ -132,7 +133,7 @@ def test_the_loss_of_d_sends_no_gradient_to_g():
         def step(self):
             seen[self.name] = [p.grad is not None for p in model.generator.parameters()]
 
-    model.train_step(batch(), {name: Watched(name) for name in ("discriminator", "generator")}, FABRIC)
+    take_step(model, batch(), {name: Watched(name) for name in ("discriminator", "generator")}, FABRIC)
     assert not any(seen["discriminator"])
     assert all(seen["generator"])
 
@@ -150,7 +151,7 @@ def test_losses_of_a_discriminator_that_always_says_the_same(logit, smoothing, l
     model = small(label_smoothing=smoothing)
     model.discriminator = Linear(torch.zeros(1024))
     model.discriminator.forward = lambda x: x.flatten(1) @ model.discriminator.w + logit
-    losses = model.train_step(batch(), model.optimizers(0.0, (0.5, 0.999)), FABRIC)
+    losses = take_step(model, batch(), model.optimizers(0.0, (0.5, 0.999)), FABRIC)
     assert losses["discriminator"].item() == pytest.approx(loss_d, rel=1e-5)
     assert losses["generator"].item() == pytest.approx(loss_g, rel=1e-5)
 
@@ -162,7 +163,7 @@ def test_gradient_penalty_enters_with_its_weight(gamma):
     model.discriminator = Linear(w)
     model.generator = Zeros()
     x = batch().images
-    losses = model.train_step(Batch(x, None), model.optimizers(0.0, (0.5, 0.999)), FABRIC)
+    losses = take_step(model, Batch(x, torch.zeros(len(x)).long()), model.optimizers(0.0, (0.5, 0.999)), FABRIC)
     adversarial = torch.log1p(torch.exp(-x.flatten(1) @ w)).mean().item() + math.log(2)
     assert losses["discriminator"].item() == pytest.approx(adversarial + gamma * 0.0512, rel=1e-5)
 
@@ -184,7 +185,7 @@ def test_generator_climbs_where_the_discriminator_is_sure_that_it_is_fake():
     model.generator, model.discriminator = Zeros(), Linear(torch.ones(1024))
     model.discriminator.forward = lambda x: x.flatten(1) @ model.discriminator.w - 20
     optimizers = model.optimizers(0.0, (0.5, 0.999))
-    model.train_step(batch(), optimizers, FABRIC)
+    take_step(model, batch(), optimizers, FABRIC)
     assert model.generator.level.grad.item() == pytest.approx(-1024, rel=1e-4)
 
 
@@ -192,11 +193,11 @@ def test_the_players_learn_to_meet_the_data():
     """All real pictures are of one dark grey: after a short game the generated ones are that dark too."""
     model = small()
     optimizers = model.optimizers(5e-3, (0.5, 0.999))
-    x = Batch(torch.full((16, 1, 32, 32), -0.6), None)
+    x = Batch(torch.full((16, 1, 32, 32), -0.6), torch.zeros(16).long())
     before = model.eval().sample(64).mean()
     model.train()
     for _ in range(40):
-        model.train_step(x, optimizers, FABRIC)
+        take_step(model, x, optimizers, FABRIC)
     assert abs(before) < 0.1
     assert model.eval().sample(64).mean() == pytest.approx(-0.6, abs=0.25)
 

@@ -9,6 +9,7 @@ from torch import nn
 from hcm_helpers.acdc import DataError
 from hcm_helpers.models import infogan
 from hcm_helpers.models.layers import Batch
+from hcm_helpers.parallel import take_step
 from hcm_helpers.training import generate, make_fabric
 
 CEILING = log(2) - 0.5 * log(2 * pi)  # of one continuous code: −0.2258 nats, Q being a normal of variance 1
@@ -185,7 +186,7 @@ def test_generator_paints_what_q_can_read(weight):
     model = small(num_categories=2, mutual_information_weight=weight, augment=False)
     model.generator, model.discriminator = Painter(), Judge()
     optimizers = model.optimizers(learning_rate=0.01, betas=(0.5, 0.999))
-    model.train_step(Batch(torch.zeros(32, 1, 32, 32), torch.zeros(32).long()), optimizers, make_fabric())
+    take_step(model, Batch(torch.zeros(32, 1, 32, 32), torch.zeros(32).long()), optimizers, make_fabric())
     white, black = model.generator.grey.tolist()
     assert (white > 0 > black) if weight else (white == black == 0)
 
@@ -198,7 +199,7 @@ def test_losses_against_equation_8_by_hand():
     model.noise = lambda n, device: drawn.append(infogan.InfoGAN.noise(model, n, device=device)) or drawn[-1]
     optimizers = model.optimizers(learning_rate=0.0, betas=(0.5, 0.999))
     batch = Batch(torch.zeros(8, 1, 32, 32), torch.zeros(8).long())
-    losses = model.train_step(batch, optimizers, make_fabric())
+    losses = take_step(model, batch, optimizers, make_fabric())
     codes = drawn[0][2]
     L_I = 2 * CEILING - 0.5 * codes.square().sum().item() / 8
     assert losses["mutual_information"].item() == pytest.approx(L_I, abs=1e-5)
@@ -211,6 +212,6 @@ def test_hinge_and_penalty_in_equation_8_by_hand():
     model = small(num_categories=2, loss="hinge", mutual_information_weight=0.0, gradient_penalty=1.0, augment=False)
     model.generator, model.discriminator = Painter(), Judge()
     optimizers = model.optimizers(learning_rate=0.0, betas=(0.5, 0.999))
-    losses = model.train_step(Batch(torch.zeros(8, 1, 32, 32), torch.zeros(8).long()), optimizers, make_fabric())
+    losses = take_step(model, Batch(torch.zeros(8, 1, 32, 32), torch.zeros(8).long()), optimizers, make_fabric())
     assert losses["discriminator"].item() == pytest.approx(2, abs=1e-5)
     assert losses["generator"].item() == pytest.approx(0, abs=1e-5)

@@ -11,6 +11,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from hcm_helpers.acdc import DataError
 from hcm_helpers.models import vae
 from hcm_helpers.models.layers import Batch, count_parameters
+from hcm_helpers.parallel import take_step
 
 FABRIC = Fabric(accelerator="cpu", devices=1)  # float32 on any machine
 
@@ -113,7 +114,7 @@ def test_step_moves_both_networks_and_s_and_reports_the_sum():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizers = model.optimizers(1e-3, (0.5, 0.999))
     for _ in range(2):  # in the first step the residual blocks add nothing, and only their last layer hears of it
-        losses = model.train_step(batch(), optimizers, FABRIC)
+        losses = take_step(model, batch(), optimizers, FABRIC)
     assert losses["loss"].item() == pytest.approx((losses["reconstruction"] + losses["kl"]).item())
     still = [name for name, p in model.named_parameters() if torch.equal(before[name], p)]
     assert not still
@@ -126,14 +127,14 @@ def test_s_settles_at_the_error_that_the_decoder_makes():
     x = Batch(torch.full((4, 1, 32, 32), 0.34), torch.zeros(4))
     optimizers = model.optimizers(2e-4, (0.5, 0.999))
     for _ in range(60):  # far fewer than a training has, at the paper's learning rate
-        model.train_step(x, optimizers, FABRIC)
+        take_step(model, x, optimizers, FABRIC)
     assert model.log_s.exp().item() == pytest.approx(0.34, rel=0.02)
 
 
 def test_training_lowers_the_loss():
     model, x = small(augment=False), batch(8)
     optimizers = model.optimizers(1e-3, (0.5, 0.999))
-    losses = [model.train_step(x, optimizers, FABRIC)["loss"].item() for _ in range(12)]
+    losses = [take_step(model, x, optimizers, FABRIC)["loss"].item() for _ in range(12)]
     assert losses[-1] < losses[0] - 20
 
 
@@ -155,7 +156,7 @@ def test_warmup_takes_kl_out_of_the_step_but_not_out_of_what_is_told():
         bias = model.encoder.layers[-1].bias
         for _ in range(2):
             before = bias.detach().clone()
-            losses.append(model.train_step(batch(), optimizers, FABRIC))
+            losses.append(take_step(model, batch(), optimizers, FABRIC))
             moves.append(not torch.equal(before, bias))
             assert losses[-1]["loss"].item() == pytest.approx(
                 sum(losses[-1][k].item() for k in ("reconstruction", "kl"))
@@ -174,7 +175,7 @@ def test_the_warmup_goes_on_where_the_weights_were_saved():
     model, again = small(kl_warmup=8), small(kl_warmup=8)
     optimizers = model.optimizers(1e-3, (0.5, 0.999))
     for _ in range(2):
-        model.train_step(batch(), optimizers, FABRIC)
+        take_step(model, batch(), optimizers, FABRIC)
     again.load_state_dict(model.state_dict())
     assert float(again.kl_weight()) == 0.25
 
@@ -223,7 +224,7 @@ def test_augmentation_is_for_training_alone():
     model.augment = lambda x: torch.full_like(x, math.nan)
     loss = model.validation_loss(batch(), torch.Generator().manual_seed(0))
     assert torch.isfinite(loss)
-    assert math.isnan(model.train_step(batch(), model.optimizers(1e-3, (0.5, 0.999)), FABRIC)["loss"].item())
+    assert math.isnan(take_step(model, batch(), model.optimizers(1e-3, (0.5, 0.999)), FABRIC)["loss"].item())
 
 
 def test_validation_loss_is_the_sum_of_both_terms_and_hears_the_generator():

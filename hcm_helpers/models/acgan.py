@@ -2,14 +2,13 @@
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import diff_augment
 from hcm_helpers.models.dcgan import Generator, Trunk
-from hcm_helpers.models.layers import Batch, divide_by_spectral_norm, game, r1_penalty, step, two_players
+from hcm_helpers.models.layers import Batch, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
 from hcm_helpers.slices import check_image_size
 
 
@@ -142,7 +141,7 @@ class ACGAN(nn.Module):
         """One Adam a player."""
         return two_players(self, learning_rate, betas)
 
-    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> Moves:
         """D ascends L_S + λ L_C (equations 6 and 7), G ascends λ L_C − L_S.
 
         The paper's text has G ascend L_S − L_C, which would teach it to draw the wrong group; Odena et al. have
@@ -162,11 +161,11 @@ class ACGAN(nn.Module):
         loss_D = -(L_S + lambda_ * L_C)
         if self.gradient_penalty:
             loss_D = loss_D + self.gradient_penalty * r1_penalty(lambda images: D(images)[0], T(x))
-        step(optimizers["discriminator"], loss_D, fabric)
+        yield "discriminator", loss_D
 
         S_fake, C_fake = D(T(x_fake))
         loss_G = loss.fool(S_fake) + lambda_ * F.cross_entropy(C_fake, c_fake)
-        step(optimizers["generator"], loss_G, fabric)
+        yield "generator", loss_G
         return {"generator": loss_G, "discriminator": loss_D, "L_S": L_S, "L_C": L_C}
 
     @torch.no_grad()

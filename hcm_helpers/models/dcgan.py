@@ -6,12 +6,11 @@ discriminator (Miyato et al. 2018, arXiv 1802.05957).
 """
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.augment import diff_augment
-from hcm_helpers.models.layers import Batch, divide_by_spectral_norm, game, r1_penalty, step, two_players
+from hcm_helpers.models.layers import Batch, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
 from hcm_helpers.slices import check_image_size
 
 
@@ -124,7 +123,7 @@ class DCGAN(nn.Module):
         """One Adam a player."""
         return two_players(self, learning_rate, betas)
 
-    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> Moves:
         """One move of each player in equation 5, both seen through the augmentation T."""
         x, G, D, T, loss = batch.images, self.generator, self.discriminator, self.augment, self.loss
         z = torch.randn(len(x), self.latent_dim, device=x.device)
@@ -133,10 +132,10 @@ class DCGAN(nn.Module):
         loss_D = loss.real(D(T(x))) + loss.fake(D(T(x_fake.detach())))
         if self.gradient_penalty:
             loss_D = loss_D + self.gradient_penalty * r1_penalty(D, T(x))
-        step(optimizers["discriminator"], loss_D, fabric)
+        yield "discriminator", loss_D
 
         loss_G = loss.fool(D(T(x_fake)))  # under "bce" log D(G(z)) up, instead of log(1 − D(G(z))) down
-        step(optimizers["generator"], loss_G, fabric)
+        yield "generator", loss_G
         return {"generator": loss_G, "discriminator": loss_D}
 
     @torch.no_grad()

@@ -9,13 +9,12 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter_amounts, move
-from hcm_helpers.models.layers import Batch, Muon, adam, check_width, drawn_on, normal, step
+from hcm_helpers.models.layers import Batch, Moves, Muon, adam, check_width, drawn_on, normal
 from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
 from hcm_helpers.slices import Slices, check_image_size, drawn_slices
 
@@ -341,7 +340,7 @@ class Diffusion(nn.Module):
         above = torch.searchsorted(logs, here).clamp(1, self.num_steps - 1)
         return above + (here - logs[above - 1]) / (logs[above] - logs[above - 1])
 
-    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> Moves:
         """One step of the network towards what lies under the noise."""
         x, targets, amounts = batch.images, as_targets(batch.labels), None
         if self.augment:
@@ -352,7 +351,7 @@ class Diffusion(nn.Module):
             drop = torch.rand(len(x), 4, device=x.device) < self.drop_conditions
             targets = targets.masked_fill(drop[:, :3] | drop[:, 3:], -1.0)
         loss = self.loss(Batch(x, targets), amounts)
-        step(list(optimizers.values()), loss, fabric)
+        yield None, loss
         return {"loss": loss}
 
     def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:

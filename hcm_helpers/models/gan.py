@@ -3,11 +3,10 @@
 from itertools import pairwise
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hcm_helpers.models.layers import Batch, adam, bce, r1_penalty, step
+from hcm_helpers.models.layers import Batch, Moves, adam, bce, r1_penalty
 from hcm_helpers.slices import check_image_size
 
 
@@ -96,7 +95,7 @@ class GAN(nn.Module):
             "generator": adam(self.generator.parameters(), learning_rate, betas),
         }
 
-    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> Moves:
         """One move of each player in equation 5.
 
         D ascends log D(x) + log(1 − D(G(z))), and G ascends log D(G(z)).
@@ -107,10 +106,10 @@ class GAN(nn.Module):
         loss_D = bce(D(x), self.real_label) + bce(D(G(z).detach()), 0.0)
         if self.gradient_penalty:
             loss_D = loss_D + self.gradient_penalty * r1_penalty(D, x)
-        step(optimizers["discriminator"], loss_D, fabric)
+        yield "discriminator", loss_D
 
         loss_G = bce(D(G(z)), 1.0)  # the non-saturating form (Goodfellow et al. 2014, section 3)
-        step(optimizers["generator"], loss_G, fabric)
+        yield "generator", loss_G
         return {"generator": loss_G, "discriminator": loss_D}
 
     @torch.no_grad()

@@ -4,14 +4,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.acdc import DataError
 from hcm_helpers.augment import diff_augment
 from hcm_helpers.models.dcgan import Generator, Trunk
-from hcm_helpers.models.layers import Batch, divide_by_spectral_norm, game, r1_penalty, step, two_players
+from hcm_helpers.models.layers import Batch, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
 from hcm_helpers.slices import check_image_size
 
 
@@ -145,7 +144,7 @@ class InfoGAN(nn.Module):
         H = math.log(self.num_categories) + self.num_continuous * math.log(2)
         return log_Q + H
 
-    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> Moves:
         """One move of each player in equation 8: min over G and Q, max over D, of V(D, G) − λ L_I(G, Q)."""
         x, D, T, loss, lambda_ = (
             batch.images,
@@ -163,12 +162,12 @@ class InfoGAN(nn.Module):
         loss_D = V - lambda_ * self.mutual_information(q, category, continuous)
         if self.gradient_penalty:
             loss_D = loss_D + self.gradient_penalty * r1_penalty(lambda images: D(images)[0], T(x))
-        step(optimizers["discriminator"], loss_D, fabric)
+        yield "discriminator", loss_D
 
         source_fake, *q = D(T(x_fake))
         L_I = self.mutual_information(q, category, continuous)
         loss_G = loss.fool(source_fake) - lambda_ * L_I
-        step(optimizers["generator"], loss_G, fabric)
+        yield "generator", loss_G
         return {"generator": loss_G, "discriminator": loss_D, "mutual_information": L_I}
 
     @torch.no_grad()

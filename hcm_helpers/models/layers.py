@@ -1,12 +1,11 @@
-"""What more than one model uses: a batch, an optimizer step, the losses of a GAN, and the norm of its weights."""
+"""What more than one model uses: a batch, optimizers, the losses of a GAN, and the norm of its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.optim import Adam, Optimizer
@@ -19,6 +18,11 @@ class Batch(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+
+# A training step: it yields a loss, (), and the name of the optimizer that shall go down it, None for all, one after
+# the other, and returns the losses to be noted, by name. `parallel.take_step` walks it.
+Moves = Generator[tuple[str | None, Tensor], None, dict[str, Tensor]]
 
 
 def check_width(width: int) -> int:
@@ -98,19 +102,6 @@ def orthogonal(x: Tensor) -> Tensor:
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
     return x.mT if tall else x
-
-
-def step(optimizers: Optimizer | list[Optimizer], loss: Tensor, fabric: Fabric) -> None:
-    """One step of one player down its loss, with all its optimizers."""
-    optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    fabric.backward(loss)
-    for optimizer in optimizers:
-        optimizer.step()
-    # Autocast keeps its bf16 copies of the weights until the training step ends; the next player in the
-    # same step must see the weights as they are now.
-    torch.clear_autocast_cache()
 
 
 def bce(logits: Tensor, target: float) -> Tensor:

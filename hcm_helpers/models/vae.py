@@ -4,13 +4,12 @@ import math
 from itertools import pairwise
 
 import torch
-from lightning_fabric import Fabric
 from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.augment import jitter
-from hcm_helpers.models.layers import Batch, adam, check_width, normal, step
+from hcm_helpers.models.layers import Batch, Moves, adam, check_width, normal
 from hcm_helpers.slices import check_image_size
 
 
@@ -168,13 +167,13 @@ class VAE(nn.Module):
         """
         return (self.steps / self.kl_warmup).clamp(max=1) if self.kl_warmup else 1.0
 
-    def train_step(self, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> Moves:
         """One step down L_VAE = E[−log p(x|z)] + β KL (equation 3, with β = 1 after the warm-up)."""
         terms = self.losses(self.augment(batch.images))
-        beta = self.kl_weight()
+        beta, steps = self.kl_weight(), self.steps + 1
         loss = terms["reconstruction"] + beta * terms["kl"]
-        step(optimizers["vae"], loss / batch.images[0].numel(), fabric)  # per pixel: alike at all sizes
-        self.steps += 1
+        yield None, loss / batch.images[0].numel()  # per pixel: alike at all sizes
+        self.steps.copy_(steps)
         return {"loss": terms["reconstruction"] + terms["kl"], **terms}  # with β = 1, as in validation
 
     def validation_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
