@@ -16,7 +16,7 @@ def diff_augment(x: Tensor) -> Tensor:
 
 def color(x: Tensor) -> Tensor:
     """Brightness shifted by up to ±0.5, contrast scaled by 0.5 to 1.5."""
-    shift, scale = torch.rand(2, len(x), 1, 1, 1, device=x.device)
+    shift, scale = (torch.rand(len(x), 1, 1, 1, device=x.device) for _ in range(2))
     x = x + (shift - 0.5)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
     return (x - mean) * (scale + 0.5) + mean
@@ -27,7 +27,7 @@ def translate(x: Tensor, ratio: float = 0.125) -> Tensor:
     n, _, height, width = x.shape
     reach = int(height * ratio)
     padded = F.pad(x, (reach, reach, reach, reach), value=-1.0)
-    dy, dx = torch.randint(0, 2 * reach + 1, (2, n, 1, 1), device=x.device)
+    dy, dx = (torch.randint(0, 2 * reach + 1, (n, 1, 1), device=x.device) for _ in range(2))
     rows = torch.arange(height, device=x.device)[None, :, None] + dy
     columns = torch.arange(width, device=x.device)[None, None, :] + dx
     image = torch.arange(n, device=x.device)[:, None, None]
@@ -38,7 +38,7 @@ def cutout(x: Tensor, ratio: float = 0.5) -> Tensor:
     """A square of `ratio` of the side set to mid-grey (0), its centre anywhere in the image."""
     n, _, height, width = x.shape
     half = int(height * ratio) // 2
-    cy, cx = torch.randint(0, height, (2, n, 1, 1), device=x.device)
+    cy, cx = (torch.randint(0, height, (n, 1, 1), device=x.device) for _ in range(2))
     rows = torch.arange(height, device=x.device)[None, :, None]
     columns = torch.arange(width, device=x.device)[None, None, :]
     cut = (cy - half <= rows) & (rows < cy + half) & (cx - half <= columns) & (columns < cx + half)

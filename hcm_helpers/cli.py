@@ -65,7 +65,9 @@ def cli() -> None:
     help="Notebooks run at once, of those that can be.  [default: one a core; one where there is a GPU]",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was cut off; what is done is kept.")
-def run_command(profile, data, run, seed, image_size, only, settings, jobs, resume) -> None:
+@click.option("--devices", type=click.IntRange(min=1), help="GPUs, or processes on a CPU, that share each batch.")
+@click.option("--nodes", type=click.IntRange(min=1), help="Machines that do, each with so many devices.")
+def run_command(profile, data, run, seed, image_size, only, settings, jobs, resume, devices, nodes) -> None:
     """Run the notebooks in order into runs/NAME and write the table and report.html."""
     os.environ["HCM_HEADLESS"] = "1"  # plain progress lines in the notebooks
     with _errors_to_exit_codes():
@@ -74,10 +76,12 @@ def run_command(profile, data, run, seed, image_size, only, settings, jobs, resu
             overrides.setdefault("data_preparation", {})["image_size"] = image_size
         steps = [step.strip() for step in only.split(",") if step.strip()]
         try:
-            folder = run_series(profile, data, run, seed, steps, overrides, jobs, resume)
+            folder = run_series(profile, data, run, seed, steps, overrides, jobs, resume, devices, nodes)
         except KeyboardInterrupt:
             click.echo(f"\nhcm: stopped; `hcm run --run {run or profile or 'quick'} --resume` goes on", err=True)
             sys.exit(130)
+    if folder is None:  # beside the process that has run the notebooks
+        return
     table = table_as_text(folder)
     click.echo(f"\n{table or 'no table yet: notebook 08 writes it'}\n")
     click.echo(f"report    {folder / 'report.html'}")

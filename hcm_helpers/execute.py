@@ -69,6 +69,8 @@ def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
         )
     except PapermillExecutionError as error:
         shown = f"the notebook as far as it ran: {executed}"
+        if error.ename == "ShareDone":  # this process had a share in a training, which another one goes on from
+            return
         if error.ename == "DataError":
             raise NotebookError(f"{error.evalue}\n{notebook.stem}, cell [{error.exec_count}]; {shown}", True) from None
         last_lines = "\n".join("\n".join(error.traceback).splitlines()[-15:])

@@ -71,7 +71,8 @@ def take_step(
 class Share(TorchFunctionMode):
     """Within this context, what is drawn at random for a share of a batch is the share of what the batch would get.
 
-    Batch normalisation takes the mean and variance over all processes. What is a batch in one piece stays as it is.
+    It must be drawn by torch.randn, rand, randint or dropout, the images along the first axis. Batch normalisation
+    takes mean and variance over all processes. A batch in one piece is left alone.
 
     Args:
         rows: the share.
@@ -96,9 +97,8 @@ class Share(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in (torch.randn, torch.rand, torch.randint):
             *bounds, shape = args if function is torch.randint or not isinstance(args[0], int) else (args,)
-            if (axis := self._axis(shape)) is not None:
-                whole = function(*bounds, (*shape[:axis], self.size, *shape[axis + 1 :]), **kwargs)
-                return whole.narrow(axis, self.rows.start, self.num_rows)
+            if shape and shape[0] == self.num_rows:
+                return function(*bounds, (self.size, *shape[1:]), **kwargs)[self.rows]
         if function is F.dropout and args[0].shape[0] == self.num_rows:
             x, *others = args
             last = x.ndim == 4 and x[:1].is_contiguous(memory_format=torch.channels_last)
@@ -108,12 +108,6 @@ class Share(TorchFunctionMode):
         if function is F.batch_norm and dist.is_initialized() and kwargs.get("training", args[5:6] == (True,)):
             return self._batch_norm(*args, **kwargs)
         return function(*args, **kwargs)
-
-    def _axis(self, shape: tuple[int, ...]) -> int | None:
-        """Where the images are counted: along the first axis, or after two kinds of number, as (2, B, …)."""
-        if len(shape) > 1 and shape[0] == 2 and shape[1] == self.num_rows:
-            return 1
-        return 0 if shape and shape[0] == self.num_rows else None
 
     def _batch_norm(self, x, running_mean, running_var, weight, bias, training, momentum, eps) -> Tensor:
         axes = [axis for axis in range(x.ndim) if axis != 1]
@@ -138,9 +132,8 @@ def own_rows(size: int, fabric: Fabric, num_parts: int = 1) -> list[slice]:
         DataError: the batch has fewer rows than there are processes.
     """
     if size < fabric.world_size:
-        raise DataError(
-            f"batch_size={size} is smaller than the number of processes; choose {fabric.world_size} or more"
-        )
+        processes = fabric.world_size
+        raise DataError(f"batch_size={size}: {processes} processes share it, so choose {processes} or more")
     bounds = [size * k // fabric.world_size for k in (fabric.global_rank, fabric.global_rank + 1)]
     num_rows = bounds[1] - bounds[0]
     num_parts = min(num_parts, num_rows)

@@ -12,6 +12,7 @@ import json
 import platform
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -111,11 +112,13 @@ def run_series(
     overrides: Mapping[str, Parameters] | None = None,
     jobs: int | None = None,
     resume: bool = False,
+    devices: int | None = None,
+    nodes: int | None = None,
     *,
     home: str | Path = ".",
     notebooks_dir: str | Path = NOTEBOOKS,
     echo: Callable[[str], None] = click.echo,
-) -> Path:
+) -> Path | None:
     """Run the notebooks in order into home/runs/<run>/.
 
     Args:
@@ -131,18 +134,27 @@ def run_series(
         resume: go on with a run that was cut off, with its profile, seed, data and overrides where none are given.
             Notebooks that are done with the same inputs are kept, and one that was cut off goes on from its
             checkpoint.
+        devices, nodes: processes that share each batch of a training, one a GPU or a share of the CPU's cores, on each
+            of so many machines, see `team`; None: one, or as many as torchrun or Slurm have started.
         home: the folder with runs/ and data/ in it.
         notebooks_dir: where the notebooks are.
         echo: prints one line.
 
     Returns:
-        The run's folder: report.html, run.json, notebooks/ and what the notebooks wrote.
+        The run's folder: report.html, run.json, notebooks/ and what the notebooks wrote. None in the processes beside
+        the first that torchrun or Slurm have started.
 
     Raises:
         DataError: data, profile, step, parameter or value are wrong, another process has this run, or there is nothing
             to resume; nothing has been started or written.
         NotebookError: a cell failed; run.json and the executed notebook tell where.
     """
+    from hcm_helpers.team import find_team  # here, as torch comes with it, and --help need not wait
+
+    team = find_team(devices, nodes)
+    if team and team.rank:
+        team.follow()
+        return None
     home, notebooks_dir = Path(home).resolve(), Path(notebooks_dir).resolve()
     notebooks = chosen_steps(only)
     folder = home / "runs" / run_name(run or profile or "quick")
@@ -187,10 +199,11 @@ def run_series(
         if "resume" in parameters[notebook]:
             parameters[notebook]["resume"] = reason == CUT_OFF
     jobs = default_jobs() if jobs is None else jobs
-    from hcm_helpers import needs  # here, as torch comes with it, and --help need not wait
+    jobs = 1 if team else jobs
+    from hcm_helpers import needs
 
     needs.check(folder, {notebook: parameters[notebook] for notebook in why}, jobs, echo)
-    with alone(folder), progress(len(why), echo) as (begin, end):
+    with alone(folder), team.assembled() if team else nullcontext(), progress(len(why), echo) as (begin, end):
         (folder / "notebooks").mkdir(exist_ok=True)
 
         def started(notebook: str) -> None:
@@ -198,6 +211,8 @@ def run_series(
             states[notebook] = {"state": "running", "seconds": None} | begun
             record["notebooks"] = dict(sorted(states.items()))
             write_record(folder, record)
+            if team and STEPS[notebook]:
+                team.call(files[notebook], parameters[notebook])
             begin(notebook)
 
         def ended(notebook: str, state: str, seconds: float) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -424,8 +425,15 @@ def make_fabric(devices: int = 1, num_nodes: int = 1) -> Fabric:
         capabilities = torch.cpu.get_capabilities()
         fast_bf16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     precision = "bf16-mixed" if fast_bf16 else "32-true"
-    strategy = "ddp" if devices * num_nodes > 1 else "auto"
+    strategy = Gathered() if devices * num_nodes > 1 else "auto"
     return Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, precision=precision, strategy=strategy)
+
+
+class Gathered(DDPStrategy):
+    """For processes that `team` has started; Fabric's own launchers refuse to work in a notebook."""
+
+    def _configure_launcher(self) -> None:
+        self._launcher = None
 
 
 def make_team() -> Fabric:
