@@ -31,7 +31,7 @@ from lightning_fabric.plugins.environments import (
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from torch.distributed import TCPStore
 
-from hcm_helpers.acdc import DataError
+from hcm_helpers.acdc import DataError, one_line
 from hcm_helpers.execute import CELL_TIMEOUT, Parameters, execute, machine
 
 LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
@@ -129,14 +129,19 @@ def find_team(devices: int | None, nodes: int | None) -> Team | None:
     """The team of this process; None if it is to train alone.
 
     Args:
-        devices: processes on each machine, one a GPU or share of the cores; None: as the launcher has started them.
-        nodes: machines; None: as the launcher has it.
+        devices: processes on each machine, one a GPU or share of the cores; None: as torchrun has started them.
+        nodes: machines; None: as torchrun has it. With both None, Slurm's tasks are no team: they may be many of an
+            allocation of which this process is the only one.
 
     Raises:
         DataError: more than the machine has, other numbers than the launcher's, or several machines and no launcher.
     """
-    launcher = next((kind() for kind in LAUNCHERS if kind.detect()), None)
-    size = launcher.world_size() if launcher else 1
+    try:
+        launcher = next((kind() for kind in LAUNCHERS if kind.detect()), None)
+    except RuntimeError as error:  # Slurm told something that Fabric cannot read a place from
+        raise DataError(one_line(error)) from error
+    asked = devices or nodes or isinstance(launcher, TorchElasticEnvironment)
+    size = launcher.world_size() if launcher and asked else 1
     if size == 1:
         if (nodes or 1) > 1:
             raise DataError(
@@ -146,9 +151,9 @@ def find_team(devices: int | None, nodes: int | None) -> Team | None:
         if (devices or 1) > there:
             what = "GPUs" if torch.cuda.is_available() else "CPU cores"
             raise DataError(f"--devices {devices}: {platform.node()} has {there} {what}; choose at most as many")
+        _forget_launcher()
         if (devices or 1) == 1:
             return None
-        _forget_launcher()
         return Team(0, 0, 0, devices, 1, "127.0.0.1", find_free_network_port(), launched=False)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or size // int(os.environ.get("SLURM_NNODES", 1))
     devices = devices or (size // nodes if nodes else here)
