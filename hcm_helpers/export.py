@@ -144,6 +144,9 @@ def load_model(folder: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
     for key in ("groups", *arguments):
         if key not in parameters:
             raise DataError(f"{path} lacks the parameter {key!r}: train this model again")
+    with torch.device("meta"):  # its shapes, which take no memory, however large they claim to be
+        sketch = NETWORKS[name](**{key: parameters[key] for key in arguments})
+    training.check_weights(sketch, folder)
     network = NETWORKS[name](**{key: parameters[key] for key in arguments})
     network = training.load_weights(network, folder).to(training.make_fabric().device)
     return network.to(memory_format=torch.channels_last), facts  # as `training.fit` leaves it: faster on a CPU

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -526,8 +526,8 @@ def save_weights(model: nn.Module, folder: Path) -> None:
     write_whole(Path(folder) / "weights.safetensors", lambda path: path.write_bytes(save(state)))
 
 
-def load_weights(model: nn.Module, folder: str | Path) -> nn.Module:
-    """The state in folder/weights.safetensors into a model of the same shape, and the model back.
+def check_weights(model: nn.Module, folder: str | Path) -> None:
+    """See that the tensors in folder/weights.safetensors have the shapes of the model's state, by their header alone.
 
     Raises:
         DataError: no weights there, or broken ones, or of another shape.
@@ -536,15 +536,27 @@ def load_weights(model: nn.Module, folder: str | Path) -> nn.Module:
     if not path.is_file():
         raise DataError(f"{path} is missing: train this model first, by its notebook or by `hcm run`")
     try:
-        model.load_state_dict(load_file(path))
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise DataError(f"{path} is broken ({one_line(error)}): train this model again") from error
-    except RuntimeError as error:
-        difference = one_line(str(error).partition("\n")[2])  # what follows PyTorch's "Error(s) in loading"
-        raise DataError(
-            f"{path} holds weights of another network ({difference}); "
-            "build the model with the parameters in the run.json beside it"
-        ) from error
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in expected.keys() | found.keys():
+        if expected.get(name) != found.get(name):
+            raise DataError(
+                f"{path} holds weights of another network ({name} is {found.get(name)}, not {expected.get(name)}); "
+                "build the model with the parameters in the run.json beside it"
+            )
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> nn.Module:
+    """The state in folder/weights.safetensors into a model of the same shape, and the model back.
+
+    Raises:
+        DataError: no weights there, or broken ones, or of another shape.
+    """
+    check_weights(model, folder)
+    model.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
     return model
 
 

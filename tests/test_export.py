@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -256,6 +257,17 @@ def test_weights_and_parameters_that_do_not_fit():
     facts = {"groups": ["HCM"], "image_size": 32, "width": 8, "augment": True, "prior_components": 2}
     training.write_run_json("runs/small/vae", parameters=facts)
     assert "lacks the parameter 'latent_dim'" in refusal("vae", "--out", "out")
+
+
+@pytest.mark.parametrize("claim", [{"width": 80_000}, {"latent_dim": 10**9}, {"num_blocks": 10**6}])
+def test_a_record_that_claims_a_giant_network_takes_no_memory(claim):
+    facts = json.loads(Path("runs/small/vae/run.json").read_text())["parameters"]
+    training.write_run_json("runs/small/vae", parameters=facts | claim)
+    tracemalloc.start()
+    text = refusal("vae", "--out", "out")
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    assert "weights of another network" in text or "num_blocks=1000000: choose 0 to 16" in text
 
 
 def test_nifti_needs_the_slices_that_were_learned(here):

@@ -251,6 +251,8 @@ class Diffusion(nn.Module):
             raise DataError(f"recipe={recipe!r}: choose 'epsilon' or 'edm'")
         if optimizer not in ("muon", "adam"):
             raise DataError(f"optimizer={optimizer!r}: choose 'muon' or 'adam'")
+        if not 2 <= num_steps <= 100_000:
+            raise DataError(f"num_steps={num_steps}: choose 2 to 100,000, usually 1000")
         self.optimizer = optimizer
         self.with_masks, self.channels = with_masks, 4 if with_masks else 1
         self.network = UNet(image_size, width, num_classes, dropout, self.channels)
@@ -267,7 +269,10 @@ class Diffusion(nn.Module):
         self.register_buffer("start_sigma", torch.tensor(80.0))
         self.register_buffer("start_mean", torch.zeros(self.channels, image_size, image_size))
         self.register_buffer("start_directions", torch.zeros(NUM_DIRECTIONS, self.channels, image_size, image_size))
-        self.levels()  # refuses too many steps
+        if self.follows_chain:
+            timesteps(num_steps, sampling_steps)  # refuses too many
+        elif sampling_steps < 1:
+            raise DataError(f"sampling_steps={sampling_steps}: choose 1 or more")
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """Adam for all, or Muon for the U-Net's convolutions, at ten times the rate, and Adam for the rest."""
@@ -397,15 +402,18 @@ class Diffusion(nn.Module):
         "dpmpp_3m" `log_levels`, the others `rho_levels`. Shape: (sampling_steps + 1,).
 
         Raises:
-            DataError: fewer than one step, or more than the chain has.
+            DataError: more steps than the chain has.
         """
-        if self.sampler in ("ancestral", "ddim"):
+        if self.follows_chain:
             chain = torch.cat([torch.zeros(1, dtype=torch.float64), self.sigmas.double().cpu()])
             return chain[timesteps(self.num_steps, self.sampling_steps)].clamp(max=200)  # above, nothing is seen
-        if self.sampling_steps < 1:
-            raise DataError(f"sampling_steps={self.sampling_steps}: choose 1 or more")
         spread = log_levels if self.sampler.startswith("dpmpp") else rho_levels
         return spread(self.sampling_steps, self.start_sigma.item())
+
+    @property
+    def follows_chain(self) -> bool:
+        """Whether the sampler visits times of the chain."""
+        return self.sampler in ("ancestral", "ddim")
 
     @property
     def evaluations(self) -> int:

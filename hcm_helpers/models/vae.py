@@ -8,6 +8,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hcm_helpers.acdc import DataError
 from hcm_helpers.augment import jitter
 from hcm_helpers.models.layers import Batch, Moves, adam, check_width, normal
 from hcm_helpers.slices import check_image_size
@@ -119,6 +120,8 @@ class VAE(nn.Module):
         super().__init__()
         check_image_size(image_size)
         check_width(width)
+        if not 0 <= num_blocks <= 16:
+            raise DataError(f"num_blocks={num_blocks}: choose 0 to 16")
         self.encoder = Encoder(image_size, latent_dim, width, num_blocks)
         self.decoder = Decoder(image_size, latent_dim, width, num_blocks)
         # p(x|z) = N(x; x̂, s²) with one s for all pixels, learned: it sets the weight of the two terms of
