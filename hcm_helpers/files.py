@@ -6,9 +6,10 @@ import json
 import math
 import os
 import re
+import shutil
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,6 +53,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with suppress(OSError):
             part.unlink()
         raise refusal(path, error) from error
+
+
+@contextmanager
+def replacing(folder: Path, temporary: Path) -> Iterator[Path]:
+    """A new folder to be filled in this context, which then takes the place of what was there; or nothing changes.
+
+    Args:
+        folder: where it belongs.
+        temporary: its place until then, on the same disk; what an interruption left there is removed.
+
+    Raises:
+        DataError: as `write_whole`.
+    """
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:  # on Windows also where a file is mapped into memory and cannot be replaced
+        raise refusal(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def refusal(path: Path, error: OSError) -> DataError:
