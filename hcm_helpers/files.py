@@ -123,12 +123,16 @@ def read_npy(path: Path, mapped: bool = False) -> np.ndarray:
 
     Args:
         path: the file.
-        mapped: leave them on disk until they are used; what is written to them stays in memory.
+        mapped: leave them on disk until they are used; what is written to them stays in memory, and the file is
+            not held open.
     """
     with path.open("rb") as file:
         dtype, shape = read_head(file, path.stat().st_size)
         if mapped:
-            return np.memmap(file, dtype, "c", file.tell(), shape)
+            import torch  # here, as --help need not wait; NumPy's mapping would keep the file open, and shards are many
+
+            content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+            return content.numpy()[file.tell() :].view(dtype).reshape(shape)
         return np.fromfile(file, dtype).reshape(shape)
 
 

@@ -300,7 +300,8 @@ def load_slices(folder: str | Path, split: str | None = None, groups: Sequence[s
     rows = np.flatnonzero(wanted)
     if rows[-1] - rows[0] == len(rows) - 1:
         rows = slice(rows[0], rows[-1] + 1)  # in one piece, and so without a copy
-    images, masks = (read_numbers(folder / name) for name in ("images.npy", "masks.npy"))
+    paths = [folder / "images.npy", folder / "masks.npy"]
+    images, masks = (read_numbers(path, path.stat().st_size >= MAPPED_FROM) for path in paths)
     n, size = len(manifest), images.shape[-1]
     fitting = (images.shape, masks.shape) == ((n, 1, size, size), (n, size, size))
     if not fitting or (images.dtype, masks.dtype) != (np.float32, np.uint8):
@@ -368,10 +369,10 @@ def read_table(path: Path, columns: dict[str, type] = COLUMNS) -> pd.DataFrame:
     return rows
 
 
-def read_numbers(path: Path) -> np.ndarray:
-    """The numbers in a .npy file, left on disk if they are many."""
+def read_numbers(path: Path, mapped: bool) -> np.ndarray:
+    """The numbers in a .npy file, left on disk if that is asked for."""
     try:
-        return read_npy(path, mapped=path.stat().st_size >= MAPPED_FROM)
+        return read_npy(path, mapped)
     except NOT_NUMBERS as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); {AGAIN}") from error
 
