@@ -270,7 +270,7 @@ def batches(order: Tensor, n: int, batch_size: int, taken: int = 0, block: int =
     rest = order[:0]
     generator = torch.Generator().manual_seed(int(order[-1]))
     for blocks in order[:-1].split(window):
-        rows = (blocks[:, None] * block + torch.arange(block)).flatten()
+        rows = (blocks[:, None] * block + torch.arange(block, device=order.device)).flatten()
         rows = rows[rows < n]
         rows = torch.cat([rest, rows[torch.randperm(len(rows), generator=generator)]])
         whole = len(rows) // batch_size

@@ -186,7 +186,7 @@ def _fit(
     snapshots: dict[int, Tensor] = {}
     losses: dict[str, list[Tensor]] = {}  # of the steps of this epoch
     best, best_epoch, steps, elapsed = math.inf, 0, 0, 0.0
-    block = BLOCK if isinstance(images, Stack) else 1
+    block = BLOCK if isinstance(train.images, Stack) else 1  # the same on any device, as a checkpoint holds the order
     order = torch.empty(0, dtype=torch.int64)  # of the slices in this epoch, or of their blocks
     torch.manual_seed(seed)
     if resume and last.exists():

@@ -107,7 +107,9 @@ def test_the_fingerprint_depends_on_split_and_pixels(root, sharded, tmp_path):
     whole = gather(shards, tmp_path / "slices")
     assert whole.fingerprint == prepare(root, tmp_path / "one", 32).fingerprint
     found = {whole.fingerprint, load_slices(sharded).fingerprint, gather(shards[:3], tmp_path / "slices").fingerprint}
-    assert len(found) == 3
+    prepare_shard(find_patients(root), tmp_path / "all", Settings(32, 150.0))
+    found.add(gather([tmp_path / "all"], tmp_path / "slices").fingerprint)
+    assert len(found) == 4
 
 
 def test_a_shard_that_was_stopped_goes_on(root, tmp_path, monkeypatch):
@@ -225,6 +227,13 @@ def test_a_window_is_all_that_is_read_at_once():
     for k, part in enumerate(rows.split(block * window)):
         assert set((part // block).tolist()) == set(order[:-1][k * window : (k + 1) * window].tolist())
         assert (part[1:] == part[:-1] + 1).float().mean() < 0.2  # and they are shuffled
+
+
+def test_unevenness_is_1_in_the_mean_over_all_permutations():
+    """Two patients of two slices, in batches of two: of the three divisions one is uneven."""
+    divisions = [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0, 3], [1, 2]]]
+    found = [unevenness(map(torch.tensor, division), torch.tensor([0, 0, 1, 1])) for division in divisions]
+    assert found == pytest.approx([3, 0, 0])
 
 
 def test_unevenness_of_known_orders():
