@@ -143,7 +143,7 @@ def epoch_begun(folder: Path, steps: int) -> tuple[int, float, float, float]:
     before = memory()["RssAnon"]
     train = load_slices(folder, "train")
     start = time.perf_counter()
-    rows = batches(new_order(len(train), BLOCK), len(train), BATCH, 0, BLOCK)
+    rows = batches(new_order(len(train), BLOCK), range(len(train)), BATCH, 0, BLOCK)
     next(rows)
     first, start = time.perf_counter() - start, time.perf_counter()
     for _ in range(steps):
@@ -192,13 +192,18 @@ def forget(paths: Iterable[Path]) -> None:
 
 
 def read_in(paths: list[Path], block: int, most: int) -> tuple[int, float]:
-    """Slices read in batches, in blocks or (block 1) at random, and the seconds; block 0: one after the other."""
+    """Slices read in batches, in blocks, and the seconds.
+
+    Block 1: at random; 0: one after the other; −n: in blocks of n, but without reading ahead.
+    """
     files = [read_npy(path, mapped=True) for path in paths]
     count = np.array([len(file) for file in files])
-    stack = Stack(files, np.arange(len(files)), np.zeros(len(files), int), count)
+    stack = Stack(files, np.arange(len(files)), np.zeros(len(files), int), count, paths if block > 0 else ())
     n = len(stack)
     torch.manual_seed(0)
-    rows = torch.arange(n).split(BATCH) if block == 0 else batches(new_order(n, block), n, BATCH, 0, block)
+    rows = (
+        torch.arange(n).split(BATCH) if block == 0 else batches(new_order(n, abs(block)), stack, BATCH, 0, abs(block))
+    )
     start, taken = time.perf_counter(), 0
     for indices in rows:
         stack[indices]
@@ -214,11 +219,10 @@ def reading(folder: Path, gigabytes: float) -> None:
         size = 4 * image_size**2
         n = sum(path.stat().st_size for path in paths) // size
         for name, block, most in (
-            ("one after the other", 0, n),
-            ("blocks of 8", 8, n),
-            (f"blocks of {BLOCK}", BLOCK, n),
-            ("blocks of 128", 128, n),
-            ("at random", 1, min(n, 20_000)),
+            ("one after the other", 0, n // 2),
+            (f"blocks of {BLOCK}, read ahead", BLOCK, n // 2),
+            ("at random", 1, min(n, 2_000)),
+            (f"blocks of {BLOCK}, not read ahead", -BLOCK, min(n, 4_000)),
         ):
             rates = []
             for cold in (True, True, False):
@@ -244,10 +248,10 @@ def order_quality(patients: int = 2_000, slices: int = 500) -> None:
     owner = torch.arange(n) // slices
     orders = {
         "as on disk": torch.arange(n).split(BATCH),
-        "full permutation": batches(new_order(n), n, BATCH),
-        f"blocks of {BLOCK}, window of {WINDOW}": batches(new_order(n, BLOCK), n, BATCH, 0, BLOCK),
-        f"blocks of {BLOCK}, window of 64": batches(new_order(n, BLOCK), n, BATCH, 0, BLOCK, 64),
-        f"blocks of {BLOCK}, window of 1": batches(new_order(n, BLOCK), n, BATCH, 0, BLOCK, 1),
+        "full permutation": batches(new_order(n), range(n), BATCH),
+        f"blocks of {BLOCK}, window of {WINDOW}": batches(new_order(n, BLOCK), range(n), BATCH, 0, BLOCK),
+        f"blocks of {BLOCK}, window of 64": batches(new_order(n, BLOCK), range(n), BATCH, 0, BLOCK, 64),
+        f"blocks of {BLOCK}, window of 1": batches(new_order(n, BLOCK), range(n), BATCH, 0, BLOCK, 1),
     }
     for name, order in orders.items():
         order = list(order)

@@ -5,11 +5,12 @@ whatever machine. `gather` then finds doubles and splits over all of them, and w
 no pixel moves. What a training holds in memory grows with the patients, and by a number for each 32 slices.
 """
 
+import itertools
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -145,12 +146,20 @@ class Stack:
     Args:
         files: arrays (n, ..., S, S) of one type, left on disk.
         file, first, count: of each patient, (P,): where its rows lie, one after the other.
+        paths: of the files; without them nothing is read ahead.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, files: list[np.ndarray], file: np.ndarray, first: np.ndarray, count: np.ndarray):
-        self.files, self.file = files, file
+    def __init__(
+        self,
+        files: list[np.ndarray],
+        file: np.ndarray,
+        first: np.ndarray,
+        count: np.ndarray,
+        paths: Sequence[Path] = (),
+    ):
+        self.files, self.file, self.paths = files, file, paths
         self.ends = np.cumsum(count)
         self.shift = first - (self.ends - count)  # from the row of the stack to that of the file
         self.shape = torch.Size((int(self.ends[-1]), *files[0].shape[1:]))
@@ -181,6 +190,24 @@ class Stack:
             pixels[n] = self.files[file][place]
         return torch.from_numpy(pixels.reshape(*rows.shape, *self.shape[1:]))
 
+    def read_ahead(self, rows: Tensor) -> None:
+        """Have the system fetch these rows (n,) and no others while something else is done, where it can.
+
+        Left to itself it fetches a page when it is needed, and up to megabytes around it.
+        """
+        if not self.paths or not hasattr(os, "posix_fadvise"):
+            return
+        rows, patients = self.places(rows)
+        files, places = self.file[patients], rows + self.shift[patients]
+        begins = np.flatnonzero((np.diff(files, prepend=-1) != 0) | (np.diff(places, prepend=-2) != 1))
+        runs = sorted(zip(files[begins], places[begins], np.diff(begins, append=len(rows)), strict=True))
+        size = self.nbytes // len(self)
+        for number, group in itertools.groupby(runs, key=lambda run: run[0]):
+            with self.paths[number].open("rb") as file:
+                head = os.fstat(file.fileno()).st_size - self.files[number].nbytes
+                for _, place, count in group:
+                    os.posix_fadvise(file.fileno(), head + place * size, count * size, os.POSIX_FADV_WILLNEED)
+
 
 class Labels:
     """One number a patient, read like a tensor (N,) int64 with one number a slice; `labels[:]` makes that tensor."""
@@ -210,7 +237,8 @@ class Sharded(Slices):
             fitting = (x.shape, mask.shape) == ((len(x), 1, size, size), (len(x), size, size))
             if not fitting or (x.dtype, mask.dtype) != (np.float32, np.uint8) or len(x) < n:
                 raise DataError(f"{shard}: images.npy, masks.npy and {folder / INDEX} do not fit each other; {AGAIN}")
-        self.images, self.masks = Stack(images, *places), Stack(masks, *places)
+        self.images = Stack(images, *places, [shard / "images.npy" for shard in self.shards])
+        self.masks = Stack(masks, *places)
         self.labels = Labels(self.images, np.array([GROUPS.index(group) for group in index["group"]]))
         self.fingerprint = read_fingerprint(folder)
 
@@ -247,7 +275,9 @@ def new_order(n: int, block: int = 1) -> Tensor:
     return torch.cat([torch.randperm(math.ceil(n / block)), torch.randint(2**40, (1,))])
 
 
-def batches(order: Tensor, n: int, batch_size: int, taken: int = 0, block: int = 1, window: int = WINDOW) -> Iterator:
+def batches(
+    order: Tensor, images: Sized, batch_size: int, taken: int = 0, block: int = 1, window: int = WINDOW
+) -> Iterator[Tensor]:
     """The batches of an epoch, each slice once; what does not fill a batch is left out.
 
     Slices are read a block after the other, as a disk likes it, and shuffled within a window of many blocks, which
@@ -255,7 +285,7 @@ def batches(order: Tensor, n: int, batch_size: int, taken: int = 0, block: int =
 
     Args:
         order: of `new_order`.
-        n: slices.
+        images: n slices; while the batches of a window are drawn from a Stack, the next window is read.
         batch_size: rows in a batch.
         taken: batches that are left out at the beginning, of an epoch that goes on.
         block: slices in a block, as for `new_order`; with 1, the order is that of the slices.
@@ -264,14 +294,20 @@ def batches(order: Tensor, n: int, batch_size: int, taken: int = 0, block: int =
     Yields:
         Rows, (batch_size,) int64.
     """
+    n = len(images)
     if block == 1:
         yield from order[: n // batch_size * batch_size].split(batch_size)[taken:]
         return
-    rest = order[:0]
     generator = torch.Generator().manual_seed(int(order[-1]))
-    for blocks in order[:-1].split(window):
-        rows = (blocks[:, None] * block + torch.arange(block, device=order.device)).flatten()
-        rows = rows[rows < n]
+    windows = order[:-1].split(window)
+    rest, following = order[:0], []
+    for number in range(len(windows)):
+        for blocks in windows[number + len(following) : number + 2]:
+            rows = (blocks[:, None] * block + torch.arange(block, device=order.device)).flatten()
+            following.append(rows[rows < n])
+            if isinstance(images, Stack):
+                images.read_ahead(following[-1])
+        rows = following.pop(0)
         rows = torch.cat([rest, rows[torch.randperm(len(rows), generator=generator)]])
         whole = len(rows) // batch_size
         yield from rows[: whole * batch_size].view(whole, batch_size)[taken:]

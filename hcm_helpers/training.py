@@ -251,7 +251,7 @@ def _fit(
         taken = steps - (epoch - 1) * steps_per_epoch  # steps of this epoch, before an interruption
         if not taken:
             order, losses = new_order(len(images), block), {}
-        for indices in batches(order.to(images.device), len(images), batch_size, taken, block):
+        for indices in batches(order.to(images.device), images, batch_size, taken, block):
             with finishing() as interrupted:
                 x = fabric.to_device(images[indices]).contiguous(memory_format=torch.channels_last)
                 found = step(x, fabric.to_device(labels[indices]))

@@ -166,6 +166,25 @@ def test_a_stack_is_read_as_the_tensor_would_be(tmp_path):
             stack[rows]
 
 
+def test_exactly_what_comes_next_is_read_ahead(sharded, on_disk, monkeypatch):
+    """What lies side by side in one piece; two windows before the first batch, in the end everything."""
+    asked = []
+    monkeypatch.setattr(
+        "os.posix_fadvise", lambda file, start, size, advice: asked.append((start, size)), raising=False
+    )
+    images, size = load_slices(sharded).images, 32 * 32 * 4
+    images.read_ahead(torch.tensor([0, 1, 2, 3, 20, 21]))
+    index = load_slices(sharded).index
+    rows = (index["first"][0], index["first"][2] + 4)  # of eight slices a patient
+    assert sorted(asked) == [(128 + row * size, count * size) for row, count in zip(rows, (4, 2), strict=True)]
+    asked.clear()
+    found = batches(new_order(len(images), 8), images, 4, 0, 8, window=2)
+    next(found)
+    assert sum(count for _, count in asked) == 2 * 2 * 8 * size
+    assert len(list(found)) == len(images) // 4 - 1
+    assert sum(count for _, count in asked) == images.nbytes
+
+
 def test_training_reads_from_the_shards(prepared, sharded, on_disk, tmp_path, monkeypatch):
     """Given the same order, the weights of a training from shards are those of a training in memory."""
     monkeypatch.setattr(hcm_helpers.training, "BLOCK", 1)
@@ -200,15 +219,15 @@ def test_a_training_from_shards_goes_on(sharded, on_disk, tmp_path):
 )
 def test_each_slice_once_an_epoch(n, batch_size, block, window):
     order = new_order(n, block)
-    found = list(batches(order, n, batch_size, 0, block, window))
+    found = list(batches(order, range(n), batch_size, 0, block, window))
     rows = torch.cat(found)
     assert {len(batch) for batch in found} == {batch_size}
     assert len(rows) == n // batch_size * batch_size == len(rows.unique())
     assert (rows.min() >= 0) & (rows.max() < n)
     for taken in range(0, len(found) + 1, 3):
-        rest = list(batches(order, n, batch_size, taken, block, window))
+        rest = list(batches(order, range(n), batch_size, taken, block, window))
         assert torch.equal(torch.cat([*found[:taken], *rest]), rows)
-    assert not torch.equal(torch.cat(list(batches(new_order(n, block), n, batch_size, 0, block, window))), rows)
+    assert not torch.equal(torch.cat(list(batches(new_order(n, block), range(n), batch_size, 0, block, window))), rows)
 
 
 def test_slices_in_memory_keep_the_order_that_they_had():
@@ -216,14 +235,14 @@ def test_slices_in_memory_keep_the_order_that_they_had():
     order = new_order(100)
     torch.manual_seed(5)
     assert torch.equal(order, torch.randperm(100))
-    assert torch.equal(torch.cat(list(batches(order, 100, 10))), order)
+    assert torch.equal(torch.cat(list(batches(order, range(100), 10))), order)
 
 
 def test_a_window_is_all_that_is_read_at_once():
     """The slices of 4 blocks of 8 come before those of the next 4."""
     n, block, window = 320, 8, 4
     order = new_order(n, block)
-    rows = torch.cat(list(batches(order, n, 16, 0, block, window)))
+    rows = torch.cat(list(batches(order, range(n), 16, 0, block, window)))
     for k, part in enumerate(rows.split(block * window)):
         assert set((part // block).tolist()) == set(order[:-1][k * window : (k + 1) * window].tolist())
         assert (part[1:] == part[:-1] + 1).float().mean() < 0.2  # and they are shuffled
@@ -244,11 +263,13 @@ def test_unevenness_of_known_orders():
     assert unevenness(torch.arange(n).split(500), patients) == pytest.approx(500, rel=0.01)
     assert unevenness(torch.randperm(n).split(size), patients) == pytest.approx(1, abs=0.01)
     # Two slices of a batch are of one block with the probability 31 / (32 · 1024 − 1), and there are 31 others.
-    ours = unevenness(batches(new_order(n, BLOCK), n, size, 0, BLOCK), patients)
+    ours = unevenness(batches(new_order(n, BLOCK), range(n), size, 0, BLOCK), patients)
     assert ours == pytest.approx(1 + 31 * 31 / (32 * 1024 - 1), abs=0.01)
-    narrow = unevenness(batches(new_order(n, BLOCK), n, size, 0, BLOCK, window=16), patients)
+    narrow = unevenness(batches(new_order(n, BLOCK), range(n), size, 0, BLOCK, window=16), patients)
     assert narrow == pytest.approx(1 + 31 * 31 / (32 * 16 - 1), rel=0.03)
-    assert unevenness(batches(torch.arange(n // BLOCK + 1), n, size, 0, BLOCK), patients) > 1.4  # 66 patients a window
+    assert (
+        unevenness(batches(torch.arange(n // BLOCK + 1), range(n), size, 0, BLOCK), patients) > 1.4
+    )  # 66 patients a window
 
 
 # --- what is refused
