@@ -243,24 +243,28 @@ def reading(folder: Path, gigabytes: float) -> None:
 # The order
 
 
-def order_quality(patients: int = 2_000, slices: int = 500) -> None:
+def order_quality(patients: int = 8_000, slices: int = 500) -> None:
     n = patients * slices
     owner = torch.arange(n) // slices
-    orders = {
-        "as on disk": torch.arange(n).split(BATCH),
-        "full permutation": batches(new_order(n), range(n), BATCH),
-        f"blocks of {BLOCK}, window of {WINDOW}": batches(new_order(n, BLOCK), range(n), BATCH, 0, BLOCK),
-        f"blocks of {BLOCK}, window of 64": batches(new_order(n, BLOCK), range(n), BATCH, 0, BLOCK, 64),
-        f"blocks of {BLOCK}, window of 1": batches(new_order(n, BLOCK), range(n), BATCH, 0, BLOCK, 1),
-    }
-    for name, order in orders.items():
-        order = list(order)
-        distinct = np.mean([len(owner[rows].unique()) for rows in order[:5000]]) / BATCH
-        rows = torch.cat(order).double()
+    for size, block, window in (
+        (BATCH, n, 1),  # as on disk
+        (BATCH, 1, 1),  # a full permutation
+        (BATCH, BLOCK, 1),
+        (BATCH, BLOCK, 64),
+        (BATCH, BLOCK, WINDOW),
+        (8 * BATCH, BLOCK, WINDOW),
+        (64 * BATCH, BLOCK, WINDOW),
+        (64 * BATCH, BLOCK, None),
+    ):
+        order = torch.arange(n) if block == n else new_order(n, block)
+        found = list(batches(order, range(n), size, 0, 1 if block == n else block, window))
+        rows = torch.cat(found)
+        distinct = np.mean([len(owner[batch].unique()) for batch in found[:5000]]) / size
         drift = np.corrcoef(np.arange(len(rows)), rows.numpy())[0, 1]
         print(
-            f"order     {name}: unevenness {unevenness(order, owner):.3f}, {distinct:.1%} of a batch's slices of "
-            f"patients of their own, correlation with the place on disk {drift:.3f}"
+            f"order     batches of {size}, blocks of {block}, window of {window or 'its own choice'}: unevenness "
+            f"{unevenness(found, owner):.3f}, {distinct:.1%} as many patients as slices in a batch, correlation "
+            f"with the place on disk {drift:.3f}"
         )
 
 

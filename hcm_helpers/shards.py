@@ -44,7 +44,7 @@ from hcm_helpers.slices import (
 INDEX_COLUMNS = {"patient": str, "group": str, "split": str, "shard": str, "first": int, "slices": int}
 WHOLE_BELOW = 2**30  # bytes of images that are read into memory, as one tensor
 BLOCK = 32  # slices that lie side by side and are read together
-WINDOW = 1024  # blocks that are shuffled among each other
+WINDOW = 1024  # blocks that are shuffled among each other, at least
 
 
 def prepare_shard(
@@ -276,7 +276,7 @@ def new_order(n: int, block: int = 1) -> Tensor:
 
 
 def batches(
-    order: Tensor, images: Sized, batch_size: int, taken: int = 0, block: int = 1, window: int = WINDOW
+    order: Tensor, images: Sized, batch_size: int, taken: int = 0, block: int = 1, window: int | None = None
 ) -> Iterator[Tensor]:
     """The batches of an epoch, each slice once; what does not fill a batch is left out.
 
@@ -289,7 +289,7 @@ def batches(
         batch_size: rows in a batch.
         taken: batches that are left out at the beginning, of an epoch that goes on.
         block: slices in a block, as for `new_order`; with 1, the order is that of the slices.
-        window: blocks in a window.
+        window: blocks in a window; None takes WINDOW, or four times the batch if that is more.
 
     Yields:
         Rows, (batch_size,) int64.
@@ -299,7 +299,7 @@ def batches(
         yield from order[: n // batch_size * batch_size].split(batch_size)[taken:]
         return
     generator = torch.Generator().manual_seed(int(order[-1]))
-    windows = order[:-1].split(window)
+    windows = order[:-1].split(window or max(WINDOW, 4 * batch_size))
     rest, following = order[:0], []
     for number in range(len(windows)):
         for blocks in windows[number + len(following) : number + 2]:

@@ -265,6 +265,8 @@ def test_unevenness_of_known_orders():
     # Two slices of a batch are of one block with the probability 31 / (32 · 1024 − 1), and there are 31 others.
     ours = unevenness(batches(new_order(n, BLOCK), range(n), size, 0, BLOCK), patients)
     assert ours == pytest.approx(1 + 31 * 31 / (32 * 1024 - 1), abs=0.01)
+    large = unevenness(batches(new_order(n, BLOCK), range(n), 512, 0, BLOCK), patients)
+    assert large == pytest.approx(1 + 511 * 31 / (32 * 4 * 512 - 1), abs=0.05)
     narrow = unevenness(batches(new_order(n, BLOCK), range(n), size, 0, BLOCK, window=16), patients)
     assert narrow == pytest.approx(1 + 31 * 31 / (32 * 16 - 1), rel=0.03)
     assert (
