@@ -6,9 +6,10 @@ import json
 import math
 import os
 import re
+import shutil
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -52,6 +53,30 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         with suppress(OSError):
             part.unlink()
         raise refusal(path, error) from error
+
+
+@contextmanager
+def replacing(folder: Path, temporary: Path) -> Iterator[Path]:
+    """A new folder to be filled in this context, which then takes the place of what was there; or nothing changes.
+
+    Args:
+        folder: where it belongs.
+        temporary: its place until then, on the same disk; what an interruption left there is removed.
+
+    Raises:
+        DataError: as `write_whole`.
+    """
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:  # on Windows also where a file is mapped into memory and cannot be replaced
+        raise refusal(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def refusal(path: Path, error: OSError) -> DataError:
@@ -98,12 +123,16 @@ def read_npy(path: Path, mapped: bool = False) -> np.ndarray:
 
     Args:
         path: the file.
-        mapped: leave them on disk until they are used; what is written to them stays in memory.
+        mapped: leave them on disk until they are used; what is written to them stays in memory, and the file is
+            not held open.
     """
     with path.open("rb") as file:
         dtype, shape = read_head(file, path.stat().st_size)
         if mapped:
-            return np.memmap(file, dtype, "c", file.tell(), shape)
+            import torch  # here, as --help need not wait; NumPy's mapping would keep the file open, and shards are many
+
+            content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+            return content.numpy()[file.tell() :].view(dtype).reshape(shape)
         return np.fromfile(file, dtype).reshape(shape)
 
 

@@ -32,13 +32,14 @@ from hcm_helpers.acdc import (
     read_cine,
     read_volume,
 )
-from hcm_helpers.files import NOT_NUMBERS, read_json, read_npy, refusal, sha256, write_whole
+from hcm_helpers.files import NOT_NUMBERS, read_json, read_npy, replacing, sha256, write_whole
 from hcm_helpers.localise import count_in_square, find_heart, pose_angle, starts_at_base
 from hcm_helpers.resampling import crop, percentiles, resample, resample_mask, triangle_taps, turned
 
 IMAGE_SIZES = (32, 64, 128, 256)
 SPLITS = ("train", "validation", "test")
 FILES = ("images.npy", "manifest.csv", "masks.npy", "slices.json")
+INDEX = "patients.csv"  # in the place of FILES' tables of pixels where the slices lie in shards
 COLUMNS = {  # of manifest.csv, with their types
     **{"patient": str, "group": str, "phase": str, "frame": int, "slice": int, "position": float, "labelled": bool},
     **{"pixel_mm": float, "thickness_mm": float, "split": str},
@@ -122,6 +123,22 @@ class Settings:
         return self.field_of_view / self.image_size
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is known of one patient's slices, whose pixels lie in a file."""
+
+    patient: Patient
+    pixels: Path  # the bytes of images (n, S, S) float32 in [−1, 1], then of masks (n, S, S) uint8
+    rows: Sequence  # n rows of the manifest, without the split; in a shard, the numbers of its rows there
+    fingerprint: str  # sha256 of the slices and their rows of the manifest
+    digests: list[str]  # of each phase's voxels
+    left_out: int  # slices without left ventricle
+    centred_by: str  # "mask", "cine" or "image"
+    cut_off: float  # share of the heart's voxels outside the field of view
+    padded: float  # share of the pixels outside the scanned image
+    turned: bool  # into the canonical pose, if both ventricles are drawn
+
+
 def prepare(
     patients_or_root: Sequence[Patient] | str | Path,
     folder: str | Path,
@@ -159,7 +176,7 @@ def prepare(
     """
     settings = Settings(image_size, field_of_view, frames, canonical_pose)
     folder = Path(folder).absolute()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     if not 0 < train_fraction <= 1:
         raise DataError(f"train_fraction = {train_fraction}: must be above 0, and 1 for all")
     given_root = isinstance(patients_or_root, str | Path)
@@ -167,74 +184,97 @@ def prepare(
     if not patients:
         raise DataError("patients_or_root: no patients given; take them from find_patients(folder)")
 
-    patients = sorted(patients, key=lambda patient: patient.name)
     finished = folder.with_name(f".{folder.name}.parts")
-    finished.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        jobs = [pool.submit(_part, patient, settings, finished) for patient in patients]
-        try:
-            parts = [job.result() for job in jobs]  # the first DataError is raised here
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    duplicates = find_duplicates(parts)
-    parts = [part for part in parts if part.patient.name not in duplicates]
-    split = assign_splits([part.patient for part in parts], seed, train_fraction)
-    parts = [part for part in parts if part.patient.name in split]
-    _warn(parts, settings)
-
-    parts.sort(key=lambda part: (SPLITS.index(split[part.patient.name]), GROUPS.index(part.patient.group)))
+    parts, split, duplicates = divide(make_parts(patients, settings, finished, workers), seed, train_fraction)
+    warn(parts, settings)
     manifest = pd.DataFrame([row for part in parts for row in part.rows])
     manifest["split"] = manifest["patient"].map(split)
-    table = manifest.to_csv(index=False).encode()
-    temporary = finished / "set"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # what an interruption left
-        temporary.mkdir()
-        with (temporary / "images.npy").open("wb") as images, (temporary / "masks.npy").open("wb") as masks:
-            _write_header(images, (len(manifest), 1, image_size, image_size), np.float32)
-            _write_header(masks, (len(manifest), image_size, image_size), np.uint8)
-            for part in parts:
-                content = memoryview(part.pixels.read_bytes())
-                start_of_masks = 4 * len(content) // 5  # four bytes a pixel of an image, one of a mask
-                images.write(content[:start_of_masks])
-                masks.write(content[start_of_masks:])
-        facts = {
-            "image_size": image_size,
-            "field_of_view_mm": field_of_view,
-            "pixel_mm": settings.pixel,
-            "frames": frames,
-            "canonical_pose": canonical_pose,
-            "seed": seed,
-            "train_fraction": train_fraction,
-            "patients": len(parts),
-            "slices": len(manifest),
-            "patients_by_split": {name: list(split.values()).count(name) for name in SPLITS},
-            "left_out": sum(part.left_out for part in parts),
-            "duplicates": duplicates,  # patient left out → the pixel-identical one that was kept
-            "centred_without_mask": {p.patient.name: p.centred_by for p in parts if p.centred_by != "mask"},
-            "cut_off": {part.patient.name: round(part.cut_off, 4) for part in parts if part.cut_off},
-            "padded": {part.patient.name: round(part.padded, 4) for part in parts if part.padded},
-            "fingerprint": sha256(table, *(part.fingerprint.encode() for part in parts)),
-        }
-        (temporary / "manifest.csv").write_bytes(table)
+    facts = report(parts, settings, seed, train_fraction, split, duplicates)
+    with replacing(folder, finished / "set") as temporary:
+        write_pixels(parts, temporary, image_size)
+        manifest.to_csv(temporary / "manifest.csv", index=False)
         (temporary / "slices.json").write_text(json.dumps(facts, indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except OSError as error:  # on Windows also where a file is mapped into memory and cannot be replaced
-        raise refusal(folder, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(finished)
     return load_slices(folder)
 
 
+def make_parts(patients: Sequence[Patient], settings: Settings, folder: Path, workers: int | None) -> list[Part]:
+    """The slices of each patient, in files of a folder, in the order of the names; what lies there is not made again.
+
+    Raises:
+        DataError: of the first patient that cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        by_name = sorted(patients, key=lambda patient: patient.name)
+        jobs = [pool.submit(_part, patient, settings, folder) for patient in by_name]
+        try:
+            return [job.result() for job in jobs]  # the first DataError is raised here
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def divide(
+    parts: Sequence[Part], seed: int, train_fraction: float
+) -> tuple[list[Part], dict[str, str], dict[str, str]]:
+    """The parts that are kept, in the order of split, group and patient; each one's split; and `find_duplicates`."""
+    duplicates = find_duplicates(parts)
+    parts = [part for part in parts if part.patient.name not in duplicates]
+    split = assign_splits([part.patient for part in parts], seed, train_fraction)
+    parts = [part for part in parts if part.patient.name in split]
+    parts.sort(key=lambda part: (SPLITS.index(split[part.patient.name]), GROUPS.index(part.patient.group)))
+    return parts, split, duplicates
+
+
+def report(
+    parts: Sequence[Part],
+    settings: Settings,
+    seed: int,
+    train_fraction: float,
+    split: dict[str, str],
+    duplicates: dict[str, str],
+) -> dict:
+    """What slices.json tells, of what `divide` gave."""
+    contents = [(part.patient.name, split[part.patient.name], part.fingerprint) for part in parts]
+    return {
+        "image_size": settings.image_size,
+        "field_of_view_mm": settings.field_of_view,
+        "pixel_mm": settings.pixel,
+        "frames": settings.frames,
+        "canonical_pose": settings.canonical_pose,
+        "seed": seed,
+        "train_fraction": train_fraction,
+        "patients": len(parts),
+        "slices": sum(len(part.rows) for part in parts),
+        "patients_by_split": {name: list(split.values()).count(name) for name in SPLITS},
+        "left_out": sum(part.left_out for part in parts),
+        "duplicates": duplicates,  # patient left out → the pixel-identical one that was kept
+        "centred_without_mask": {p.patient.name: p.centred_by for p in parts if p.centred_by != "mask"},
+        "cut_off": {part.patient.name: round(part.cut_off, 4) for part in parts if part.cut_off},
+        "padded": {part.patient.name: round(part.padded, 4) for part in parts if part.padded},
+        "fingerprint": sha256(*contents),
+    }
+
+
+def write_pixels(parts: Sequence[Part], folder: Path, image_size: int) -> None:
+    """images.npy and masks.npy of some parts, one after the other."""
+    n = sum(len(part.rows) for part in parts)
+    with (folder / "images.npy").open("wb") as images, (folder / "masks.npy").open("wb") as masks:
+        _write_header(images, (n, 1, image_size, image_size), np.float32)
+        _write_header(masks, (n, image_size, image_size), np.uint8)
+        for part in parts:
+            content = memoryview(part.pixels.read_bytes())
+            start_of_masks = 4 * len(content) // 5  # four bytes a pixel of an image, one of a mask
+            images.write(content[:start_of_masks])
+            masks.write(content[start_of_masks:])
+
+
 def load_slices(folder: str | Path, split: str | None = None, groups: Sequence[str] | None = None) -> Slices:
-    """Slices that `prepare` wrote: all, or those of one split and of some groups.
+    """Slices that `prepare` wrote, or that `shards.gather` found: all, or those of one split and of some groups.
 
     Args:
-        folder: the folder given to `prepare`.
+        folder: the folder given to `prepare` or `gather`.
         split: "train", "validation", "test", or None for all.
         groups: some of GROUPS, such as ("HCM",), or None for all.
 
@@ -247,82 +287,94 @@ def load_slices(folder: str | Path, split: str | None = None, groups: Sequence[s
     for group in groups or ():
         if group not in GROUPS:
             raise DataError(f"groups: '{group}' is none of {', '.join(GROUPS)}")
+    if (folder / INDEX).is_file():
+        from hcm_helpers.shards import load_shards  # here, as it needs this module
+
+        return load_shards(folder, split, groups)
     for name in FILES:
         if not (folder / name).is_file():
             raise DataError(f"{folder}: holds no {name}; run notebook 01 first")
 
-    manifest = _read_manifest(folder / "manifest.csv")
-    wanted = np.ones(len(manifest), dtype=bool)
-    if split is not None:
-        wanted &= (manifest["split"] == split).to_numpy()
-    if groups is not None:
-        wanted &= manifest["group"].isin(groups).to_numpy()
-    if not wanted.any():
-        chosen = f"split {split or 'any'}, groups {', '.join(GROUPS if groups is None else groups) or 'none'}"
-        raise DataError(f"{folder}: holds no slices of {chosen}; prepare it with more patients")
+    manifest = read_table(folder / "manifest.csv")
+    wanted = choose(manifest, split, groups, folder)
     rows = np.flatnonzero(wanted)
     if rows[-1] - rows[0] == len(rows) - 1:
         rows = slice(rows[0], rows[-1] + 1)  # in one piece, and so without a copy
-    images, masks = (_read_numbers(folder / name) for name in ("images.npy", "masks.npy"))
+    paths = [folder / "images.npy", folder / "masks.npy"]
+    images, masks = (read_numbers(path, path.stat().st_size >= MAPPED_FROM) for path in paths)
     n, size = len(manifest), images.shape[-1]
     fitting = (images.shape, masks.shape) == ((n, 1, size, size), (n, size, size))
     if not fitting or (images.dtype, masks.dtype) != (np.float32, np.uint8):
         raise DataError(f"{folder}: images.npy, masks.npy and manifest.csv do not fit each other; {AGAIN}")
-    facts = read_json(folder / "slices.json", AGAIN)
-    if not isinstance(facts.get("fingerprint"), str):
-        raise DataError(f"{folder / 'slices.json'}: has no fingerprint; {AGAIN}")
     manifest = manifest[wanted].reset_index(drop=True)
     labels = torch.tensor([GROUPS.index(group) for group in manifest["group"]], dtype=torch.int64)
     images, masks = (torch.from_numpy(array[rows]) for array in (images, masks))
-    return Slices(images, labels, masks, manifest, facts["fingerprint"])
+    return Slices(images, labels, masks, manifest, read_fingerprint(folder))
 
 
-def _read_manifest(path: Path) -> pd.DataFrame:
-    """manifest.csv, all COLUMNS in their types.
+def choose(table: pd.DataFrame, split: str | None, groups: Sequence[str] | None, folder: Path) -> np.ndarray:
+    """Which rows are of a split and of some groups, (rows,) bool; None stands for all.
+
+    Raises:
+        DataError: none; it names the folder.
+    """
+    wanted = np.ones(len(table), dtype=bool)
+    if split is not None:
+        wanted &= (table["split"] == split).to_numpy()
+    if groups is not None:
+        wanted &= table["group"].isin(groups).to_numpy()
+    if not wanted.any():
+        chosen = f"split {split or 'any'}, groups {', '.join(GROUPS if groups is None else groups) or 'none'}"
+        raise DataError(f"{folder}: holds no slices of {chosen}; prepare it with more patients")
+    return wanted
+
+
+def read_fingerprint(folder: Path) -> str:
+    """That of slices.json in a folder; DataError where there is none."""
+    fingerprint = read_json(folder / "slices.json", AGAIN).get("fingerprint")
+    if not isinstance(fingerprint, str):
+        raise DataError(f"{folder / 'slices.json'}: has no fingerprint; {AGAIN}")
+    return fingerprint
+
+
+def read_table(path: Path, columns: dict[str, type] = COLUMNS) -> pd.DataFrame:
+    """A .csv file with these columns, in their types.
 
     Raises:
         DataError: it is no table, lacks a column, or has a value that cannot be.
     """
     try:
-        rows = pd.read_csv(path, dtype=COLUMNS)
-    except (ValueError, OverflowError) as error:  # of pandas, or where it is not UTF-8
+        rows = pd.read_csv(path, dtype=columns)
+    except (OSError, ValueError, OverflowError) as error:  # of pandas, or where it is not UTF-8
         raise DataError(f"{path}: cannot be read ({one_line(error)}); {AGAIN}") from error
-    for column in COLUMNS:
+    known = {"group": GROUPS, "phase": (*PHASES, "-"), "split": SPLITS}
+    least = {"frame": 1, "slice": 0, "first": 0, "slices": 1}
+    for column in columns:
         if column not in rows:
             raise DataError(f"{path}: has no column {column}; {AGAIN}")
-    known = {"group": GROUPS, "phase": (*PHASES, "-"), "split": SPLITS}
-    right = {column: rows[column].isin(values) for column, values in known.items()}
-    right |= {column: rows[column].between(0, math.inf, "neither") for column in ("pixel_mm", "thickness_mm")}
-    right |= {"patient": rows["patient"].notna(), "position": rows["position"].between(0, 1)}
-    right |= {"frame": rows["frame"] >= 1, "slice": rows["slice"] >= 0}
-    for column, rights in right.items():
-        if not rights.all():
-            raise DataError(f"{path}: {column} is '{one_line(rows[column][~rights].iloc[0], 40)}'; {AGAIN}")
+    for column in columns:
+        values = rows[column]
+        if column in known:
+            right = values.isin(known[column])
+        elif column in least:
+            right = values >= least[column]
+        elif column == "position":
+            right = values.between(0, 1)
+        elif column in ("pixel_mm", "thickness_mm"):
+            right = values.between(0, math.inf, "neither")
+        else:
+            right = values.notna()
+        if not right.all():
+            raise DataError(f"{path}: {column} is '{one_line(values[~right].iloc[0], 40)}'; {AGAIN}")
     return rows
 
 
-def _read_numbers(path: Path) -> np.ndarray:
-    """The numbers in a .npy file, left on disk if they are many."""
+def read_numbers(path: Path, mapped: bool) -> np.ndarray:
+    """The numbers in a .npy file, left on disk if that is asked for."""
     try:
-        return read_npy(path, mapped=path.stat().st_size >= MAPPED_FROM)
+        return read_npy(path, mapped)
     except NOT_NUMBERS as error:
         raise DataError(f"{path}: cannot be read ({one_line(error)}); {AGAIN}") from error
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is known of one patient's slices, whose pixels lie in a file."""
-
-    patient: Patient
-    pixels: Path  # the bytes of images (n, S, S) float32 in [−1, 1], then of masks (n, S, S) uint8
-    rows: list[dict]  # n rows of the manifest, without the split
-    fingerprint: str  # sha256 of the slices
-    digests: list[str]  # of each phase's voxels
-    left_out: int  # slices without left ventricle
-    centred_by: str  # "mask", "cine" or "image"
-    cut_off: float  # share of the heart's voxels outside the field of view
-    padded: float  # share of the pixels outside the scanned image
-    turned: bool  # into the canonical pose, if both ventricles are drawn
 
 
 def _part(patient: Patient, settings: Settings, folder: Path) -> Part:
@@ -337,7 +389,8 @@ def _part(patient: Patient, settings: Settings, folder: Path) -> Part:
         with pixels.open("wb") as file:
             file.write(images.tobytes())
             file.write(masks.tobytes())
-        text = json.dumps(facts | {"fingerprint": sha256(images, masks)})
+        fingerprint = sha256(images, masks, json.dumps(facts["rows"]).encode())
+        text = json.dumps(facts | {"fingerprint": fingerprint})
         write_whole(path, lambda path: path.write_text(text))  # last, so that where it is both are whole
     return Part(patient, pixels, **json.loads(path.read_text()))
 
@@ -514,7 +567,7 @@ def _write_header(file, shape: tuple[int, ...], dtype: type) -> None:
     np.lib.format.write_array_header_1_0(file, facts)
 
 
-def _warn(parts: Sequence[Part], settings: Settings) -> None:
+def warn(parts: Sequence[Part], settings: Settings) -> None:
     """One warning a problem that leaves the slices usable."""
     view = f"{settings.field_of_view:g} mm"
     for problem, names in (
@@ -540,9 +593,9 @@ def _warn(parts: Sequence[Part], settings: Settings) -> None:
             warnings.warn(f"{len(names)} of {len(parts)} patients {problem}: {some}", stacklevel=3)
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """Only an empty folder or an earlier set of slices may be replaced."""
-    if folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= set(FILES):
+    if folder.is_dir() and not {entry.name for entry in folder.iterdir()} <= {*FILES, INDEX, "shard.json"}:
         raise DataError(f"{folder}: holds other files than slices, which would be lost; name another folder")
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name another folder")

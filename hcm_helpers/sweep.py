@@ -5,16 +5,20 @@ A folder a profile and fraction holds the slices, and in it a folder a seed what
 
 import json
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 from scipy.stats import t
 
 from hcm_helpers import run
+from hcm_helpers.acdc import patient_folders, read_patient
 from hcm_helpers.execute import Parameters, environment, execute
 from hcm_helpers.files import write_whole
 from hcm_helpers.resume import PLACES, inputs
 from hcm_helpers.scorecard import scorecard
+from hcm_helpers.shards import prepare_shard
+from hcm_helpers.slices import Settings
 
 PREPARATION, EVALUATION = "01_data_preparation", "08_evaluation"
 
@@ -62,6 +66,30 @@ def step(notebook: str, folder: str | Path, values: Parameters, threads: int = 1
     write_whole(begun, lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
     with environment("OMP_NUM_THREADS", str(threads)), environment("HCM_HEADLESS", "1"):
         execute(source, folder / "notebooks", values | places)
+
+
+def chunk(data: str | Path, number: int, chunks: int, folder: str | Path, values: Parameters, threads: int = 1) -> None:
+    """Prepare every `chunks`-th patient of a data set, from the `number`-th on, as a shard in a folder.
+
+    Args:
+        data: a folder in ACDC's layout, of which only these patients are read.
+        number: of the chunk, from 0.
+        chunks: how many there are.
+        folder: gets the shard.
+        values: `cut_parameters`.
+        threads: cores that it may use.
+
+    Raises:
+        DataError: more chunks than patients, or a patient that cannot be read.
+    """
+    places = patient_folders(data)[number::chunks]
+    prepare_shard([read_patient(*place) for place in places], folder, Settings(**values), threads)
+
+
+def cut_parameters(profile: str, settings: Parameters | None = None) -> Parameters:
+    """Those of notebook 01 that decide how a patient becomes slices, and so what is in a shard; as `parameters`."""
+    found = parameters(PREPARATION, profile, settings=settings)
+    return {field.name: found[field.name] for field in fields(Settings)}
 
 
 def summary(folders: Iterable[str | Path]) -> pd.DataFrame:

@@ -43,9 +43,11 @@ from hcm_helpers.parallel import (
     sum_over_processes,
     take_step,
 )
+from hcm_helpers.shards import BLOCK, Stack, batches, new_order
 from hcm_helpers.slices import Slices
 
 NUM_VALIDATION_IMAGES = 256
+MOST_COMPARED = 8192  # of the validation slices, about, with samples
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would name the precision at each call
 
@@ -177,14 +179,15 @@ def _fit(
     optimizers = model.optimizers(learning_rate, tuple(settings["betas"]))
     # A few hundred slices fit on any device: they are moved there once, and no loader stands in between.
     images, labels = train.images, train.labels
-    if images.nbytes < free_memory(fabric.device) / 4:
-        images, labels = fabric.to_device(images), fabric.to_device(labels)
+    if fabric.device.type != "cpu" and images.nbytes < free_memory(fabric.device) / 4:
+        images, labels = fabric.to_device(images[:]), fabric.to_device(labels[:])
 
     history: list[dict[str, float]] = []
     snapshots: dict[int, Tensor] = {}
     losses: dict[str, list[Tensor]] = {}  # of the steps of this epoch
     best, best_epoch, steps, elapsed = math.inf, 0, 0, 0.0
-    order = torch.empty(0, dtype=torch.int64)  # of the slices in this epoch
+    block = BLOCK if isinstance(train.images, Stack) else 1  # the same on any device, as a checkpoint holds the order
+    order = torch.empty(0, dtype=torch.int64)  # of the slices in this epoch, or of their blocks
     torch.manual_seed(seed)
     if resume and last.exists():
         state = load_checkpoint(folder)
@@ -247,9 +250,8 @@ def _fit(
             set_learning_rate(group, group["initial_lr"] * falling)
         taken = steps - (epoch - 1) * steps_per_epoch  # steps of this epoch, before an interruption
         if not taken:
-            order, losses = torch.randperm(len(images)), {}
-        batches = order.to(images.device)[: steps_per_epoch * batch_size].split(batch_size)
-        for indices in batches[taken:]:
+            order, losses = new_order(len(images), block), {}
+        for indices in batches(order.to(images.device), images, batch_size, taken, block):
             with finishing() as interrupted:
                 x = fabric.to_device(images[indices]).contiguous(memory_format=torch.channels_last)
                 found = step(x, fabric.to_device(labels[indices]))
@@ -475,7 +477,8 @@ def validate(model: nn.Module, validation: Slices, fabric: Fabric, batch_size: i
             with Share(part, len(samples)), fabric.autocast():
                 samples[part] = model.sample(part.stop - part.start, labels[part], generator).cpu()
         sum_over_processes([samples], fabric)
-        return sliced_wasserstein(samples, validation.images)  # outside of autocast: in float32
+        some = slice(None, None, max(1, len(validation) // MOST_COMPARED))
+        return sliced_wasserstein(samples, validation.images[some])  # outside of autocast: in float32
     total = torch.zeros((), device=fabric.device, dtype=torch.float64)
     for x, c in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         for part in in_turn(own_rows(len(x), fabric, num_parts), fabric.device, generator):
