@@ -23,23 +23,32 @@ from hcm_helpers.models.layers import Batch
 
 
 def take_step(
-    model: nn.Module, batch: Batch, optimizers: dict[str, Optimizer], fabric: Fabric, num_parts: int = 1
+    model: nn.Module,
+    batch: Batch,
+    optimizers: dict[str, Optimizer],
+    fabric: Fabric,
+    num_parts: int = 1,
+    size: int | None = None,
 ) -> dict[str, Tensor]:
     """One training step: each loss that `model.train_step` yields goes down by the optimizer that it names.
 
     Args:
         model: its `train_step(batch)` yields pairs of an optimizer's name, or None for all, and a loss, (); it is
             called on when that step has been taken, and returns the losses to be noted.
-        batch: all of it, on each process.
+        batch: the rows that this process computes, see `own_rows`; mostly all.
         optimizers: by name.
         fabric: of the processes that share the batch; mostly one.
-        num_parts: of a process's share, computed one after the other, to save memory.
+        num_parts: of these rows, computed one after the other, to save memory.
+        size: of the whole batch, if several processes share it.
 
     Returns:
         The losses of the batch, () each, without their graph.
     """
-    shares = [Share(rows, len(batch.images)) for rows in own_rows(len(batch.images), fabric, num_parts)]
-    walks = [model.train_step(Batch(batch.images[share.rows], batch.labels[share.rows])) for share in shares]
+    size = size or len(batch.images)
+    shares = [Share(rows, size) for rows in own_rows(size, fabric, num_parts)]
+    lengths = [share.num_rows for share in shares]
+    pieces = zip(batch.images.split(lengths), batch.labels.split(lengths), strict=True)
+    walks = [model.train_step(Batch(*piece)) for piece in pieces]
     losses: list[dict[str, Tensor]] = []
     with fabric.autocast():
         while True:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import _thread
 import json
+import multiprocessing
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 from torch.distributed import TCPStore
 
 from hcm_helpers.acdc import DataError, one_line
-from hcm_helpers.execute import CELL_TIMEOUT, Parameters, execute, machine
+from hcm_helpers.execute import CELL_TIMEOUT, NotebookError, Parameters, execute, leave_with_parent, machine
 
 LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
 # What they tell a process; a kernel is to hear it from `Team` alone.
@@ -66,8 +66,9 @@ class Team:
         self.store, self.calls, others = self._store(), 0, []
         if not self.launched:
             for number in range(1, self.devices):
-                place = json.dumps(asdict(self) | {"rank": number, "local_rank": number})
-                others.append(subprocess.Popen([sys.executable, "-m", "hcm_helpers.team", place]))
+                other = replace(self, rank=number, local_rank=number)
+                others.append(multiprocessing.get_context("spawn").Process(target=_follow, args=(other,)))
+                others[-1].start()
         watched = [threading.Thread(target=self._watch, args=(other,), daemon=True) for other in others]
         for thread in watched:
             thread.start()
@@ -76,10 +77,8 @@ class Team:
         finally:
             self._call({})
             for other in others:
-                try:
-                    other.wait(timeout=10)
-                except subprocess.TimeoutExpired:  # in a training whose first process has failed
-                    other.kill()
+                other.join(timeout=10)
+                other.terminate()  # if it is in a training whose first process has failed
 
     def call(self, notebook: Path, parameters: Parameters) -> None:
         """Have the others execute a notebook as far as the end of its training, and prepare the kernel of this one."""
@@ -111,8 +110,9 @@ class Team:
         self.calls += 1
         self.store.set(f"call {self.calls}", json.dumps(call))
 
-    def _watch(self, other: subprocess.Popen) -> None:
-        if other.wait() > 0:
+    def _watch(self, other: multiprocessing.Process) -> None:
+        other.join()
+        if (other.exitcode or 0) > 0:
             print("hcm: a process of the training has failed, see above; the run is stopped", file=sys.stderr)
             _thread.interrupt_main()
 
@@ -181,5 +181,9 @@ def _forget_launcher() -> None:
         del os.environ[name]
 
 
-if __name__ == "__main__":
-    Team(**json.loads(sys.argv[1])).follow()
+def _follow(team: Team) -> None:
+    leave_with_parent()
+    try:
+        team.follow()
+    except NotebookError as error:
+        sys.exit(f"hcm: {error}")

@@ -213,11 +213,12 @@ def _fit(
             epochs = len(history)  # it had ended early
 
     step = Replay(
-        lambda x, labels: take_step(model, Batch(x, labels), optimizers, fabric, num_parts),
+        lambda x, labels: take_step(model, Batch(x, labels), optimizers, fabric, num_parts, batch_size),
         optimizers.values(),
         fabric.device,
         record=num_parts == fabric.world_size == 1,
     )
+    (mine,) = own_rows(batch_size, fabric)
     start = time.perf_counter() - elapsed
 
     def write_checkpoint() -> None:
@@ -253,8 +254,8 @@ def _fit(
             order, losses = new_order(len(images), block), {}
         for indices in batches(order.to(images.device), images, batch_size, taken, block):
             with finishing() as interrupted:
-                x = fabric.to_device(images[indices]).contiguous(memory_format=torch.channels_last)
-                found = step(x, fabric.to_device(labels[indices]))
+                x = fabric.to_device(images[indices[mine]]).contiguous(memory_format=torch.channels_last)
+                found = step(x, fabric.to_device(labels[indices[mine]]))
                 steps += 1
                 # An average starts short, or the first random weights would stay in it for a thousand steps.
                 for decay, average in averages.items():

@@ -565,7 +565,7 @@ def test_nothing_unpickles_and_no_text_is_run():
                 assert not call.startswith("torch.load(") or "weights_only=True" in call, call
 
 
-def test_the_environment_is_asked_for_plain_output_only():
+def test_the_environment_is_asked_for_plain_output_and_the_number_of_processes_only():
     asked = set()
     for source in sources():
         for node in ast.walk(source):
@@ -573,4 +573,6 @@ def test_the_environment_is_asked_for_plain_output_only():
                 asked.add(ast.unparse(node.slice))
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("os.environ.get", "os.getenv"):
                 asked.add(ast.unparse(node.args[0]))
-    assert asked == {"'HCM_HEADLESS'", "name"}  # the latter in `execute.environment`, which sets the number of threads
+    # `name` in `execute.environment`, which sets the number of threads, as `team` does
+    threads = {"name", "'OMP_NUM_THREADS'"}
+    assert asked == {"'HCM_HEADLESS'", "'LOCAL_WORLD_SIZE'", "'SLURM_NNODES'"} | threads

@@ -60,9 +60,11 @@ def losses(name: str, steps: int, num_parts: int = 1, fabric: Fabric = FABRIC) -
     torch.manual_seed(5)
     noted = []
     for _ in range(steps):
-        rows = torch.randperm(48)[:12]
+        rows = torch.randperm(48)[:12][own_rows(12, fabric)[0]]
         batch = Batch(data.images[rows].contiguous(memory_format=torch.channels_last), data.labels[rows])
-        noted.append({key: loss.item() for key, loss in take_step(model, batch, optimizers, fabric, num_parts).items()})
+        noted.append(
+            {key: loss.item() for key, loss in take_step(model, batch, optimizers, fabric, num_parts, 12).items()}
+        )
     return noted
 
 
