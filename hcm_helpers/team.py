@@ -63,7 +63,7 @@ class Team:
     @contextmanager
     def assembled(self) -> Iterator[Team]:
         """In the first process: the others are there, and wait to be called; at the end they are dismissed."""
-        self.store, self.calls, others = self._store(), 0, []
+        self.store, self.calls, self.dismissed, others = self._store(), 0, False, []
         if not self.launched:
             for number in range(1, self.devices):
                 other = replace(self, rank=number, local_rank=number)
@@ -75,6 +75,7 @@ class Team:
         try:
             yield self
         finally:
+            self.dismissed = True
             self._call({})
             for other in others:
                 other.join(timeout=10)
@@ -112,7 +113,7 @@ class Team:
 
     def _watch(self, other: multiprocessing.Process) -> None:
         other.join()
-        if (other.exitcode or 0) > 0:
+        if (other.exitcode or 0) > 0 and not self.dismissed:
             print("hcm: a process of the training has failed, see above; the run is stopped", file=sys.stderr)
             _thread.interrupt_main()
 
@@ -187,3 +188,5 @@ def _follow(team: Team) -> None:
         team.follow()
     except NotebookError as error:
         sys.exit(f"hcm: {error}")
+    except KeyboardInterrupt:  # ended by the first process, which tells why
+        sys.exit(1)

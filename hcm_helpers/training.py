@@ -34,6 +34,7 @@ from hcm_helpers.files import NOT_NUMBERS, read_npz, write_whole
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.parallel import (
     Share,
+    ShareDone,
     anybody,
     disband,
     in_turn,
@@ -125,6 +126,10 @@ def fit(
         try:
             history = _fit(model, train, validation, Path(folder), fabric, settings, num_parts, resume, **schedule)
             break
+        except KeyboardInterrupt:
+            if fabric.global_rank:
+                raise ShareDone("the first process has been stopped") from None
+            raise
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or fabric.world_size > 1:
                 raise
