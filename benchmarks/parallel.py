@@ -24,7 +24,7 @@ from hcm_helpers.models.diffusion import Diffusion
 from hcm_helpers.parallel import ShareDone
 from hcm_helpers.slices import Slices
 
-BATCH, EPOCHS, STEPS = 16, 4, 25
+BATCHES, EPOCHS, STEPS = (16, 32), 6, 16  # of profile cpu, and of those for a GPU
 
 
 def model() -> Diffusion:
@@ -37,26 +37,26 @@ def noise(n: int) -> Slices:
     return Slices(images, torch.arange(n) % 5, torch.zeros(n, 64, 64).byte(), pd.DataFrame({"patient": range(n)}), "")
 
 
-def train(folder: Path, epochs: int = EPOCHS, **settings) -> pd.DataFrame:
-    settings = {"batch_size": BATCH, "ema_decay": [0.98, 0.995], "validate_every": 100} | settings
-    return training.fit(model(), noise(STEPS * BATCH), noise(16), folder, epochs=epochs, **settings)
+def train(folder: Path, epochs: int = EPOCHS, batch_size: int = 16, **settings) -> pd.DataFrame:
+    settings = {"batch_size": batch_size, "ema_decay": [0.98, 0.995], "validate_every": 100} | settings
+    return training.fit(model(), noise(STEPS * batch_size), noise(16), folder, epochs=epochs, **settings)
 
 
-def one_of_several(folder: Path) -> None:
+def one_of_several(folder: Path, batch_size: int) -> None:
     torch.set_num_threads(1)
     try:
-        history = train(folder, checkpoint_seconds=1e9)
+        history = train(folder, batch_size=batch_size, checkpoint_seconds=1e9)
     except ShareDone:
         return
     seconds = history["seconds"].diff().iloc[1:-1].median()  # the first epoch warms up, the last one validates
-    print(f"rate {STEPS * BATCH / seconds:.1f}")
+    print(f"rate {STEPS * batch_size / seconds:.1f}")
 
 
-def rate(processes: int, folder: Path) -> float:
+def rate(processes: int, batch_size: int, folder: Path) -> float:
     """Images a second."""
     place = {"HCM_DEVICES": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
     place |= {"OMP_NUM_THREADS": "1", "HCM_HEADLESS": "1"}
-    command = [sys.executable, __file__, "--rank", folder]
+    command = [sys.executable, __file__, "--rank", folder, str(batch_size)]
     started = [
         subprocess.Popen(command, env=os.environ | place | {"LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
         for rank in range(processes)
@@ -69,9 +69,12 @@ def main() -> None:
     processes = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        rates = {n: rate(n, folder / str(n)) for n in (1, processes, 1, processes)}
-        for n, value in rates.items():
-            print(f"{n} processes, a thread each: {value:.1f} images/s, {value / rates[1]:.2f} times")
+        for batch_size in BATCHES:
+            alone, together = (rate(n, batch_size, folder / f"{n}_{batch_size}") for n in (1, processes))
+            print(
+                f"batches of {batch_size}: one process {alone:.1f} images/s, {processes} of one thread each "
+                f"{together:.1f}, {together / alone:.2f} times"
+            )
 
         torch.set_num_threads(1)
         seconds: list[float] = []
@@ -111,6 +114,6 @@ def stop(*arguments) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
-        one_of_several(Path(sys.argv[2]))
+        one_of_several(Path(sys.argv[2]), int(sys.argv[3]))
     else:
         main()

@@ -112,8 +112,8 @@ class Share(TorchFunctionMode):
             x, *others = args
             last = x.ndim == 4 and x[:1].is_contiguous(memory_format=torch.channels_last)
             layout = torch.channels_last if last else torch.contiguous_format  # it is drawn in the order of memory
-            ones = torch.ones((self.size, *x.shape[1:]), dtype=x.dtype, device=x.device)
-            return x * function(ones.contiguous(memory_format=layout), *others, **kwargs)[self.rows]
+            whole = torch.empty((self.size, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+            return x * function(whole.fill_(1), *others, **kwargs)[self.rows]
         if function is F.batch_norm and dist.is_initialized() and kwargs.get("training", args[5:6] == (True,)):
             return self._batch_norm(*args, **kwargs)
         return function(*args, **kwargs)
