@@ -11,16 +11,17 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from hcm_helpers.acdc import GROUPS, DataError, Patient, same_names
+from hcm_helpers.acdc import GROUPS, DataError, Patient, one_line, same_names
 from hcm_helpers.files import read_json, replacing
 from hcm_helpers.slices import (
     AGAIN,
@@ -94,9 +95,23 @@ def read_shard(folder: Path) -> tuple[Settings, list[Part]]:
             rows = range(first, first + facts["rows"])
             parts.append(Part(**facts | {"patient": patient, "pixels": folder, "rows": rows}))
             first = rows.stop
-        return Settings(**content["settings"]), parts
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{folder / 'shard.json'} is broken ({error!r}): {remedy}") from error
+        settings = Settings(**content["settings"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{folder / 'shard.json'} is broken ({one_line(error)}): {remedy}") from error
+    for record in (settings, *parts, *(part.patient for part in parts)):
+        for field in fields(record):
+            if not _fits(getattr(record, field.name), field.type):
+                raise DataError(f"{folder / 'shard.json'} is broken ({field.name} is of another type): {remedy}")
+    if not all(part.patient.group in GROUPS and part.rows and len(part.patient.name) < 100 for part in parts):
+        raise DataError(f"{folder / 'shard.json'} is broken (a patient without group, slices or name): {remedy}")
+    return settings, parts
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type such as float or list[str]."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(isinstance(entry, get_args(kind)) for entry in value)
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def gather(shards: Iterable[str | Path], folder: str | Path, seed: int = 0, train_fraction: float = 1.0) -> Slices:

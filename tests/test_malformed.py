@@ -18,6 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from forged import npy, safetensors
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -26,9 +27,11 @@ from patients import save_nifti, write_patient
 from torch import nn
 
 from hcm_helpers import download
-from hcm_helpers.acdc import GROUPS, PHASES, DataError, read_patient
+from hcm_helpers.acdc import GROUPS, PHASES, DataError, find_patients, read_patient
 from hcm_helpers.check import examine
+from hcm_helpers.checkpoint import load_state, save_state
 from hcm_helpers.cohort import convert_cohort
+from hcm_helpers.shards import gather, prepare_shard
 from hcm_helpers.slices import Settings, load_slices, prepare, slice_patient
 from hcm_helpers.training import load_masks, load_samples, load_snapshots, load_weights, save_weights
 
@@ -394,6 +397,52 @@ def test_arrays_of_slices(slices, name, data):
     read_or_refused(slices / name, content, lambda: load(slices))
 
 
+# --- shards
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> Path:
+    """The folder of a set gathered from two shards of three patients."""
+    root = tmp_path_factory.mktemp("shards")
+    for number in range(3):
+        write_patient(root, number + 1, GROUPS[number])
+    patients = find_patients(root)
+    for name, chunk in (("a", patients[:2]), ("b", patients[2:])):
+        prepare_shard(chunk, root / name, Settings(32))
+    gather([root / "a", root / "b"], root / "set")
+    return root / "set"
+
+
+@given(st.data())
+def test_index_of_shards(sharded, data):
+    path = sharded / "patients.csv"
+    read_or_refused(path, data.draw(tables(path.read_text())), lambda: load(sharded))
+
+
+@given(st.data())
+def test_facts_of_shards(sharded, data):
+    path = sharded.parent / "a" / "shard.json"
+    whole = path.read_bytes()
+    changes = st.dictionaries(st.sampled_from(["settings", "parts", "x"]), values, min_size=1, max_size=2)
+    forged = changes.map(lambda changes: json.dumps(json.loads(whole) | changes).encode())
+    facts = st.dictionaries(st.sampled_from([*json.loads(whole)["parts"][0], "x"]), values, min_size=1, max_size=3)
+    inside = facts.map(lambda facts: json.dumps(with_part(json.loads(whole), facts)).encode())
+    content = data.draw(forged | inside | harmed(whole) | deep | noise)
+
+    def read():
+        gather([sharded.parent / "a", sharded.parent / "b"], sharded.parent / "again")
+        load(sharded.parent / "again")
+
+    read_or_refused(path, content, read)
+    shutil.rmtree(sharded.parent / "again", ignore_errors=True)
+
+
+def with_part(content: dict, facts: dict) -> dict:
+    """The content of a shard.json whose first part has some other facts."""
+    first, *others = content["parts"]
+    return content | {"parts": [first | facts, *others]}
+
+
 # --- what a training leaves
 
 
@@ -471,6 +520,25 @@ def test_weights(trained, data):
     )
     content = data.draw(forged | harmed(whole) | harmed(whole[:start]).map(lambda head: head + whole[start:]) | noise)
     read_or_refused(path, content, lambda: load_weights(network(), trained))
+
+
+STATE = {"steps": 3, "history": [{"epoch": 1, "loss": 0.5}], "model": {"weight": torch.ones(2, 3)}, "rng_cuda": None}
+kinds = st.fixed_dictionaries({}, optional={"tensor": values, "pairs": values | st.lists(st.lists(values, max_size=3))})
+
+
+@given(st.data())
+def test_checkpoints(trained, data):
+    path = trained / "last.safetensors"
+    save_state(STATE, path)
+    whole = path.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:start])
+    text = header["__metadata__"]["state"]
+    states = (kinds | values).map(json.dumps) | harmed(text.encode()).map(lambda part: part.decode(errors="replace"))
+    headers = states.map(lambda state: json.dumps(header | {"__metadata__": {"state": state}}).encode())
+    forged = headers.map(lambda head: safetensors(head, whole[start:], None))
+    content = data.draw(forged | harmed(whole) | harmed(whole[:start]).map(lambda head: head + whole[start:]) | noise)
+    read_or_refused(path, content, lambda: load_state(path))
 
 
 # --- what comes from elsewhere
