@@ -243,6 +243,9 @@ class Sharded(Slices):
     def __init__(self, index: pd.DataFrame, folder: Path):
         self.index, self.folder = index, folder
         shards, file = np.unique(index["shard"], return_inverse=True)
+        for shard in shards:
+            if not (folder / shard / "images.npy").is_file():
+                raise DataError(f"{folder / INDEX}: there is no shard in {one_line(shard, 100)!r}; {AGAIN}")
         self.shards = [folder / shard for shard in shards]
         places = [file, index["first"].to_numpy(), index["slices"].to_numpy()]
         images, masks = ([read_numbers(s / name, True) for s in self.shards] for name in ("images.npy", "masks.npy"))

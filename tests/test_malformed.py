@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from forged import npy, safetensors
-from hypothesis import event, given
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy as Files
 from patients import save_nifti, write_patient
@@ -554,7 +554,13 @@ contents = st.sampled_from([b"", b"x", bytes(10**5)]) | noise
 zips = st.builds(zipped, st.dictionaries(names, contents, min_size=1, max_size=4), compressions)
 
 
+OTHER_VERSION = (
+    b"PK\1\2\0\0@" + bytes(41) + b"PK\5\6" + bytes(7) + b"1" + bytes(10)
+)  # a zip of version 6.4, found by chance
+
+
 @given(zips | zips.flatmap(harmed) | noise)
+@example(OTHER_VERSION)
 def test_archives(tmp_path_factory, content):
     """What is unpacked lies in its folder, and of what is refused nothing stays but perhaps the archive."""
     root = tmp_path_factory.mktemp("archive")
