@@ -555,7 +555,7 @@ zips = st.builds(zipped, st.dictionaries(names, contents, min_size=1, max_size=4
 
 
 # A zip of version 6.4, which no Python knows: found by chance.
-OTHER_VERSION = b"PK\1\2\0\0@" + bytes(41) + b"PK\5\6" + bytes(8) + b"1" + bytes(9)
+OTHER_VERSION = b"PK\1\2\0\0@" + bytes(42) + b"PK\5\6" + bytes(8) + b"1" + bytes(9)
 
 
 @given(zips | zips.flatmap(harmed) | noise)
