@@ -171,13 +171,8 @@ def unpack(archive: Path, folder: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with members.open(member) as packed, path.open("wb") as file:
                     shutil.copyfileobj(packed, file)
-    except (
-        ValueError,
-        EOFError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:  # a ValueError where a name is not UTF-8
+    # A ValueError where a name is not UTF-8, a NotImplementedError where another version of zip is asked for.
+    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         archive.unlink()
         raise DataError(f"{archive}: {one_line(error)}; it is not unpacked and deleted") from error
 
