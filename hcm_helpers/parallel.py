@@ -1,8 +1,9 @@
 """A batch in shares, as if it were in one piece: over several processes, or in turn where memory is short.
 
-Each share's gradients, weighted by its size, add up to those of the batch. For that the shares must see what the batch
-in one piece would see: the same noise, image by image, and between processes the same statistics in batch
-normalisation. Both are seen to here, so a model need not know of it.
+Each share's gradients, weighted by its size, add up to those of the batch, if the loss is a mean over its images. For
+that the shares must see what the batch in one piece would see: the same noise, image by image, and in batch
+normalisation the same mean and variance. Both are seen to here, so a model need not know of it; only parts taken in
+turn are normalised by themselves.
 """
 
 from collections.abc import Iterable, Iterator

@@ -140,7 +140,10 @@ def fit(
                 f"{type(model).__name__}: the memory of {fabric.device} is too small for one image; choose a smaller "
                 "width or image_size"
             )
-        print(f"{type(model).__name__}: out of memory; a batch is taken in {num_parts} parts from here on", flush=True)
+        normalised = any(isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) for layer in model.modules())
+        aside = ", each with a mean and variance of its own in batch normalisation" if normalised else ""
+        name = type(model).__name__
+        print(f"{name}: out of memory; a batch is taken in {num_parts} parts from here on{aside}", flush=True)
         gc.collect()
         torch.cuda.empty_cache()
     disband(fabric)
