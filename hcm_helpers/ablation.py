@@ -10,7 +10,7 @@ import pandas as pd
 from hcm_helpers import anatomy, features, fidelity, memorisation, run, segmentation
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.execute import Parameters, default_jobs, execute_at_once
-from hcm_helpers.files import write_whole
+from hcm_helpers.files import clone_or_wheel, write_whole
 from hcm_helpers.report import clock
 from hcm_helpers.run import find_step
 from hcm_helpers.slices import load_slices
@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
         "with masks": {"with_masks": True},
     },
 }
-MEASURED = Path(run.__file__).resolve().parent.parent / "docs" / "ablation"  # tables of profile cpu on ACDC
+MEASURED = clone_or_wheel("docs/ablation", "ablation_tables")  # tables of profile cpu on ACDC
 SHORT = {"diffusion": {"compare_steps": [5, 10]}, "acgan": {"judge_epochs": 1}, "infogan": {"segmenter_epochs": 1}}
 
 

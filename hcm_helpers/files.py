@@ -160,3 +160,15 @@ def sha256(*contents) -> str:
     for content in contents:
         digest.update(repr(content).encode() if isinstance(content, tuple) else np.ascontiguousarray(content))
     return digest.hexdigest()
+
+
+def clone_or_wheel(clone: str, wheel: str = "") -> Path:
+    """A folder that lies beside the package in a clone, and in the package in a wheel (pyproject.toml).
+
+    Args:
+        clone: its path in a clone.
+        wheel: its name in a wheel, if it is another.
+    """
+    package = Path(__file__).resolve().parent
+    beside = package.parent / clone
+    return beside if (package.parent / "pyproject.toml").is_file() else package / (wheel or clone)

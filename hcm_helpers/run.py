@@ -23,11 +23,11 @@ import click
 from hcm_helpers import acdc
 from hcm_helpers.acdc import DataError
 from hcm_helpers.execute import Parameters, default_jobs, execute_at_once, execute_in_turn, machine, progress
-from hcm_helpers.files import read_json, write_whole
+from hcm_helpers.files import clone_or_wheel, read_json, write_whole
 from hcm_helpers.report import write_report
 from hcm_helpers.resume import CUT_OFF, alone, inputs, reasons, this_process
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = clone_or_wheel("notebooks")
 
 # Notebook: the model it trains. What passes from one to the next is files.
 STEPS: dict[str, str | None] = {
@@ -290,7 +290,7 @@ def stored_parameters(notebook: Path) -> Parameters:
         DataError: no such notebook, no such cell, or something else than `name = literal` in it.
     """
     if not notebook.is_file():
-        raise DataError(f"{notebook}: no such notebook; install the package from a clone, by pip install -e .")
+        raise DataError(f"{notebook}: no such notebook; install the package anew")
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if not tagged:

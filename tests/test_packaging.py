@@ -12,6 +12,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from hcm_helpers import files
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CONSTRAINTS = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()]
@@ -88,3 +90,20 @@ def test_version_and_licence_are_the_same_everywhere():
     licence = (ROOT / "LICENSE").read_text()
     assert "Apache License" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
+
+
+def test_a_wheel_has_all_packages_and_what_lies_beside_them():
+    tool = PROJECT["tool"]["setuptools"]
+    folders = {name: ROOT / tool["package-dir"].get(name, name.replace(".", "/")) for name in tool["packages"]}
+    packages = {path.parent for path in (ROOT / "hcm_helpers").rglob("__init__.py")}
+    assert packages <= set(folders.values())
+    for name, patterns in tool["package-data"].items():
+        assert any(next(folders[name].glob(pattern), None) for pattern in patterns), name
+
+
+@pytest.mark.parametrize(("here", "expected"), [("clone", "docs/ablation"), ("wheel", "hcm_helpers/ablation_tables")])
+def test_files_are_found_in_a_clone_and_in_a_wheel(tmp_path, monkeypatch, here, expected):
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "hcm_helpers" / "files.py"))
+    if here == "clone":
+        (tmp_path / "pyproject.toml").touch()
+    assert files.clone_or_wheel("docs/ablation", "ablation_tables") == tmp_path.resolve() / expected
