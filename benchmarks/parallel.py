@@ -87,10 +87,12 @@ def main() -> None:
 
         training.save_state = timed
         train(folder / "saved", epochs=1, checkpoint_seconds=1.0)
-        share = sorted(seconds)[len(seconds) // 2] / 30
+        taken = sorted(seconds)[len(seconds) // 2]
+        every = max(10.0, 100 * taken)
         size = (folder / "saved/checkpoint/last.safetensors").stat().st_size
         print(
-            f"a checkpoint of {size / 1e6:.0f} MB takes {share * 30:.2f} s, every 30 s: {100 * share:.2f} % of the time"
+            f"a checkpoint of {size / 1e6:.0f} MB takes {taken:.2f} s, every {every:.0f} s: {100 * taken / every:.2f} % "
+            "of the time"
         )
 
         first = {}

@@ -70,7 +70,7 @@ def fit(
     num_snapshots: int = 0,
     seed: int = 0,
     resume: bool = False,
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: float = 10.0,
 ) -> pd.DataFrame:
     """Train a model, keep the weights that do best on the validation patients, and return the history.
 
@@ -96,7 +96,8 @@ def fit(
         seed: of the shuffling and of the noise in training.
         resume: go on from checkpoint/last.safetensors if it is there. On a CPU the end is the same, bit for bit, as
             that of a training that was never cut off.
-        checkpoint_seconds: time from one checkpoint to the next.
+        checkpoint_seconds: time from one checkpoint to the next, or a hundred times what writing one takes, if that
+            is more.
 
     Returns:
         One row an epoch: epoch, seconds since the start, one column a loss, validation (NaN where not measured), and
@@ -245,12 +246,17 @@ def _fit(
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state() if fabric.device.type == "cuda" else None,
         }
+        nonlocal due
+        begun = time.perf_counter()
         if writes:
             save_state(state, last)
+        now = time.perf_counter()
+        due = now + max(checkpoint_seconds, 100 * (now - begun) if checkpoint_seconds else 0.0)
 
+    due = time.perf_counter() + checkpoint_seconds
     if not steps:  # whatever lay there is of another training
         write_checkpoint()
-    steps_per_epoch, written = len(images) // batch_size, time.perf_counter()
+    steps_per_epoch = len(images) // batch_size
     progress = Progress(epochs, first=len(history), name=type(model).__name__)
     for epoch in range(len(history) + 1, epochs + 1):
         model.train()
@@ -272,10 +278,9 @@ def _fit(
                     losses.setdefault(name, []).append(loss)
                 if anybody(interrupted, fabric) and not interrupted:
                     interrupted.append(signal.SIGINT)
-                due = interrupted or time.perf_counter() - written > checkpoint_seconds
-                if due and all(torch.stack(values).isfinite().all() for values in losses.values()):  # the last good one
-                    write_checkpoint()
-                    written = time.perf_counter()
+                wanted = interrupted or time.perf_counter() > due
+                if wanted and all(torch.stack(values).isfinite().all() for values in losses.values()):
+                    write_checkpoint()  # else the last good one stays
         by_step = {name: torch.stack(values).float().cpu() for name, values in losses.items()}
         row = {name: values.mean().item() for name, values in by_step.items()}
         looked = epoch % validate_every == 0 or epoch == epochs
