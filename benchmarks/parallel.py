@@ -90,10 +90,8 @@ def main() -> None:
         taken = sorted(seconds)[len(seconds) // 2]
         every = max(10.0, 100 * taken)
         size = (folder / "saved/checkpoint/last.safetensors").stat().st_size
-        print(
-            f"a checkpoint of {size / 1e6:.0f} MB takes {taken:.2f} s, every {every:.0f} s: {100 * taken / every:.2f} % "
-            "of the time"
-        )
+        share = f"{100 * taken / every:.2f} % of the time"
+        print(f"a checkpoint of {size / 1e6:.0f} MB takes {taken:.2f} s, every {every:.0f} s: {share}")
 
         first = {}
         training.take_step = stop
