@@ -75,6 +75,19 @@ def test_parts_in_turn_give_the_losses_of_one_piece(name, num_parts):
     pd.testing.assert_frame_equal(pd.DataFrame(parts), pd.DataFrame(whole), rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_computes_in_the_precision_of_its_fabric_and_keeps_the_weights_in_float32(name, monkeypatch):
+    """As Fabric's own wrapper did not, around a method other than forward, on one device."""
+    model, seen = build(name), set()
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            layer.register_forward_hook(lambda layer, inputs, output: seen.add(output.dtype))
+    data, fabric = slices(12), Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    losses = take_step(model, Batch(data.images, data.labels), model.optimizers(2e-4, (0.5, 0.999)), fabric)
+    assert torch.bfloat16 in seen
+    assert {p.dtype for p in model.parameters()} == {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
 def test_in_parts_of_other_noise_the_losses_would_differ(monkeypatch):
     """The comparison above can fail."""
     monkeypatch.setattr(
