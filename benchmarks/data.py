@@ -118,10 +118,10 @@ def difference(theirs: list[np.ndarray], slices: Slices, patients: list[Patient]
 
 def share_of_a_step(slices: Slices, steps: int = 20, batch_size: int = 16) -> float:
     """Share of a training step of the DCGAN that goes into taking a batch from the slices."""
+    from hcm_helpers.devices import make_fabric
     from hcm_helpers.models.dcgan import DCGAN
     from hcm_helpers.models.layers import Batch
     from hcm_helpers.parallel import take_step
-    from hcm_helpers.training import make_fabric
 
     fabric = make_fabric()
     model = DCGAN(slices.image_size).to(memory_format=torch.channels_last)

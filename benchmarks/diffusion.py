@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hcm_helpers.acdc import GROUPS
+from hcm_helpers.devices import make_fabric
 from hcm_helpers.features import Encoder, with_targets
 from hcm_helpers.fidelity import kernel_distance
 from hcm_helpers.models.diffusion import Diffusion
@@ -37,7 +38,7 @@ from hcm_helpers.models.layers import Batch, count_parameters
 from hcm_helpers.parallel import take_step
 from hcm_helpers.phantom import write_phantom
 from hcm_helpers.slices import Slices, load_slices, prepare
-from hcm_helpers.training import generate, load_weights, make_fabric, update_average
+from hcm_helpers.training import generate, load_weights, update_average
 
 BATCH, DRAWN, ROUNDS, STEPS = 16, 200, 3, 8
 HCM = GROUPS.index("HCM")

@@ -24,11 +24,12 @@ import torch
 
 import hcm_helpers.shards
 from hcm_helpers.acdc import GROUPS, Patient, find_patients
+from hcm_helpers.cutting import Settings
 from hcm_helpers.files import read_npy
 from hcm_helpers.models.vae import VAE
 from hcm_helpers.phantom import write_phantom
 from hcm_helpers.shards import BLOCK, WINDOW, Stack, batches, gather, new_order, prepare_shard, unevenness
-from hcm_helpers.slices import Settings, _write_header, load_slices
+from hcm_helpers.slices import load_slices, write_header
 from hcm_helpers.training import fit
 
 COHORT, CHUNKS = 50_000, 250  # patients and shards of the cohort with files of holes
@@ -128,7 +129,7 @@ def write_holes(folder: Path, patients: int, chunks: int, slices: int, image_siz
         rows = slices * len(parts)
         for name, shape, kind in (("images", (rows, 1), np.float32), ("masks", (rows,), np.uint8)):
             with (shard / f"{name}.npy").open("wb") as file:
-                _write_header(file, (*shape, image_size, image_size), kind)
+                write_header(file, (*shape, image_size, image_size), kind)
                 file.truncate(file.tell() + rows * image_size**2 * np.dtype(kind).itemsize)
         shards.append(shard)
     return shards
@@ -176,7 +177,7 @@ def write_noise(folder: Path, gigabytes: float, image_size: int) -> list[Path]:
     for number in range(8):
         paths.append(folder / f"noise-{image_size}-{number}.npy")
         with paths[-1].open("wb") as file:
-            _write_header(file, (each, 1, image_size, image_size), np.float32)
+            write_header(file, (each, 1, image_size, image_size), np.float32)
             for _ in range(each // BLOCK):
                 file.write(rng.bytes(BLOCK * 4 * image_size**2))
             file.flush()

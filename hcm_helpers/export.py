@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hcm_helpers import training
+from hcm_helpers import devices, training
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.files import read_json, read_npy, write_whole
 from hcm_helpers.memorisation import copy_threshold, held_out_slices, nearest_by_pixels
@@ -148,7 +148,7 @@ def load_model(folder: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
         sketch = NETWORKS[name](**{key: parameters[key] for key in arguments})
     training.check_weights(sketch, folder)
     network = NETWORKS[name](**{key: parameters[key] for key in arguments})
-    network = training.load_weights(network, folder).to(training.make_fabric().device)
+    network = training.load_weights(network, folder).to(devices.make_fabric().device)
     return network.to(memory_format=torch.channels_last), facts  # as `training.fit` leaves it: faster on a CPU
 
 

@@ -16,9 +16,10 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from hcm_helpers.acdc import GROUPS, PHASES, DataError
 from hcm_helpers.augment import jitter
+from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.layers import Batch, Moves, adam, check_width, drawn_on, normal
 from hcm_helpers.similarity import to_unit
-from hcm_helpers.slices import Slices, check_image_size
+from hcm_helpers.slices import Slices
 
 
 class Extractor(nn.Module):

@@ -135,7 +135,7 @@ def run_series(
             Notebooks that are done with the same inputs are kept, and one that was cut off goes on from its
             checkpoint.
         devices, nodes: processes that share each batch of a training, one a GPU or a share of the CPU's cores, on each
-            of so many machines, see `team`; None: one, or as many as torchrun or Slurm have started.
+            of so many machines, see `team`; None: one, or as many as torchrun has started.
         home: the folder with runs/ and data/ in it.
         notebooks_dir: where the notebooks are.
         echo: prints one line.
@@ -277,7 +277,7 @@ def plan(
             values[name] = checked(f"{step}.{name}", value, defaults[name])
         parameters[notebook] = values
     if "01_data_preparation" in parameters:
-        from hcm_helpers.slices import check_image_size  # here, as torch comes with it, and --help need not wait
+        from hcm_helpers.cutting import check_image_size  # here, as torch comes with it, and --help need not wait
 
         check_image_size(parameters["01_data_preparation"]["image_size"])
     return parameters

@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from hcm_helpers.acdc import DataError
 from hcm_helpers.anatomy import STRUCTURES, measure_all
 from hcm_helpers.augment import jitter
+from hcm_helpers.cutting import check_image_size
+from hcm_helpers.devices import make_fabric
 from hcm_helpers.models.layers import Batch, Moves, adam, check_width
-from hcm_helpers.slices import Slices, check_image_size, drawn_slices
-from hcm_helpers.training import make_fabric
+from hcm_helpers.slices import Slices, drawn_slices
 
 
 class Block(nn.Module):

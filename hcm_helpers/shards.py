@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from hcm_helpers.acdc import GROUPS, DataError, Patient, one_line, same_names
+from hcm_helpers.cutting import Settings
 from hcm_helpers.files import read_json, replacing
 from hcm_helpers.slices import (
     AGAIN,
     COLUMNS,
     INDEX,
     Part,
-    Settings,
     Slices,
     check_replaceable,
     choose,

@@ -13,12 +13,12 @@ from scipy.stats import t
 
 from hcm_helpers import run
 from hcm_helpers.acdc import patient_folders, read_patient
+from hcm_helpers.cutting import Settings
 from hcm_helpers.execute import Parameters, environment, execute
 from hcm_helpers.files import write_whole
 from hcm_helpers.resume import PLACES, inputs
 from hcm_helpers.scorecard import scorecard
 from hcm_helpers.shards import prepare_shard
-from hcm_helpers.slices import Settings
 
 PREPARATION, EVALUATION = "01_data_preparation", "08_evaluation"
 

@@ -118,7 +118,7 @@ class Team:
             _thread.interrupt_main()
 
     def _tell_kernel(self, port: int) -> None:
-        """What `training.make_team` and Fabric in it will read."""
+        """What `devices.make_team` and Fabric in it will read."""
         os.environ |= {"HCM_DEVICES": str(self.devices), "HCM_NODES": str(self.nodes)}
         os.environ |= {"LOCAL_RANK": str(self.local_rank), "NODE_RANK": str(self.node)}
         os.environ |= {"MASTER_ADDR": self.address, "MASTER_PORT": str(port)}
@@ -145,9 +145,7 @@ def find_team(devices: int | None, nodes: int | None) -> Team | None:
     size = launcher.world_size() if launcher and asked else 1
     if size == 1:
         if (nodes or 1) > 1:
-            raise DataError(
-                f"--nodes {nodes}: `hcm run` must be started on each machine, by srun or torchrun (docs/scale.md)"
-            )
+            raise DataError(f"--nodes {nodes}: `hcm run` must be started on each machine, by srun or torchrun (README)")
         there = torch.cuda.device_count() or machine()["cpu_cores"]
         if (devices or 1) > there:
             what = "GPUs" if torch.cuda.is_available() else "CPU cores"

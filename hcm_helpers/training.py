@@ -2,14 +2,13 @@
 
 import gc
 import json
-import logging
 import math
 import os
 import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib.metadata import version
@@ -20,15 +19,14 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from hcm_helpers.acdc import DataError, one_line
 from hcm_helpers.checkpoint import load_state, match_layout, save_state
+from hcm_helpers.devices import Replay, make_fabric, make_team, set_learning_rate
 from hcm_helpers.fidelity import sliced_wasserstein
 from hcm_helpers.files import NOT_NUMBERS, read_npz, write_whole
 from hcm_helpers.models.layers import Batch
@@ -49,8 +47,6 @@ from hcm_helpers.slices import Slices
 
 NUM_VALIDATION_IMAGES = 256
 MOST_COMPARED = 8192  # of the validation slices, about, with samples
-
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would name the precision at each call
 
 
 def fit(
@@ -188,7 +184,7 @@ def _fit(
     optimizers = model.optimizers(learning_rate, tuple(settings["betas"]))
     # A few hundred slices fit on any device: they are moved there once, and no loader stands in between.
     images, labels = train.images, train.labels
-    if fabric.device.type != "cpu" and images.nbytes < free_memory(fabric.device) / 4:
+    if fabric.device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(fabric.device)[0] / 4:
         images, labels = fabric.to_device(images[:]), fabric.to_device(labels[:])
 
     history: list[dict[str, float]] = []
@@ -353,116 +349,6 @@ def finishing() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, usual)
     if asked:
         raise KeyboardInterrupt("the step was finished and the checkpoint written; resume=True goes on from there")
-
-
-class Replay:
-    """A training step that a GPU runs a few times, records as a graph of kernels, and from then on plays back.
-
-    The networks are small: started one by one from Python, their kernels would wait for it most of the time. A graph
-    has the batch, the losses and the learning rates at fixed places in memory, and its step must not ask the GPU for a
-    number on the way. On a CPU each step runs as it is.
-
-    Args:
-        step: takes tensors of fixed shapes and returns losses, () each.
-        optimizers: that it steps.
-        device: where it runs.
-        generators: of random numbers on that device that it uses beside PyTorch's own.
-        record: False to run each step as it is on a GPU too.
-    """
-
-    WARM_UP = 3  # steps before the recording, in which optimizers make their state and cuDNN chooses its kernels
-
-    def __init__(
-        self,
-        step: Callable[..., dict[str, Tensor]],
-        optimizers: Iterable[Optimizer],
-        device: torch.device,
-        generators: Iterable[torch.Generator] = (),
-        record: bool = True,
-    ):
-        self.step, self.device, self.generators = step, device, list(generators)
-        self.count, self.graph = 0, None
-        # A recording's memory is not that of the main stream.
-        self.aside = torch.cuda.Stream() if device.type == "cuda" and record else None
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group.setdefault("initial_lr", float(group["lr"]))
-                if device.type == "cuda":
-                    group["lr"] = torch.tensor(group["initial_lr"], device=device)
-                    group["capturable"] = True  # Adam's: it counts its steps on the device
-            for state in optimizer.state.values():  # of a run that goes on
-                if "step" in state:
-                    state["step"] = state["step"].to(device)
-
-    def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:
-        if self.aside is None:
-            return detached(self.step(*inputs))
-        self.count += 1
-        if self.count <= self.WARM_UP:
-            self.aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.aside):
-                losses = detached(self.step(*inputs))
-            torch.cuda.current_stream().wait_stream(self.aside)
-            return losses
-        if self.graph is None:
-            self.inputs = [x.clone() for x in inputs]
-            self.graph = torch.cuda.CUDAGraph()
-            for generator in self.generators:
-                self.graph.register_generator_state(generator)
-            with torch.cuda.graph(self.graph, stream=self.aside):
-                self.losses = detached(self.step(*self.inputs))
-        for place, x in zip(self.inputs, inputs, strict=True):
-            place.copy_(x)
-        self.graph.replay()
-        return {name: loss.clone() for name, loss in self.losses.items()}
-
-
-def detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The losses without the graph that they were computed by."""
-    return {name: loss.detach() for name, loss in losses.items()}
-
-
-def set_learning_rate(group: dict, value: float) -> None:
-    """The learning rate of an optimizer's group of weights, at its place on a GPU where `Replay` has put it."""
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(value)
-    else:
-        group["lr"] = value
-
-
-def make_fabric(devices: int = 1, num_nodes: int = 1) -> Fabric:
-    """One device, a GPU where there is one, in bf16 where the device computes it in hardware; or several.
-
-    bf16 keeps float32's range, so nothing overflows and no loss needs scaling.
-    """
-    if torch.cuda.is_available():
-        fast_bf16 = torch.cuda.is_bf16_supported()
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        fast_bf16 = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-    precision = "bf16-mixed" if fast_bf16 else "32-true"
-    strategy = Gathered() if devices * num_nodes > 1 else "auto"
-    return Fabric(accelerator="auto", devices=devices, num_nodes=num_nodes, precision=precision, strategy=strategy)
-
-
-class Gathered(DDPStrategy):
-    """For processes that `team` has started; Fabric's own launchers refuse to work in a notebook."""
-
-    def _configure_launcher(self) -> None:
-        self._launcher = None
-
-
-def make_team() -> Fabric:
-    """The processes that `hcm run --devices` has started for this notebook's first training, or this one alone."""
-    fabric = make_fabric(*(int(os.environ.pop(name, 1)) for name in ("HCM_DEVICES", "HCM_NODES")))
-    if fabric.world_size > 1:
-        fabric.launch()  # waits for the others
-    return fabric
-
-
-def free_memory(device: torch.device) -> float:
-    """Bytes free on a GPU; on a CPU no limit, as the slices are there already."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 @torch.no_grad()

@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter
+from hcm_helpers.cutting import check_image_size
+from hcm_helpers.devices import Replay, make_fabric
 from hcm_helpers.models.layers import adam, check_width
 from hcm_helpers.segmentation import Block
 from hcm_helpers.similarity import TITLES, html_with_legend, plain_arithmetic
-from hcm_helpers.slices import Slices, check_image_size
-from hcm_helpers.training import Replay, make_fabric
+from hcm_helpers.slices import Slices
 
 HCM = GROUPS.index("HCM")
 METRICS = ("AUC", "AP")

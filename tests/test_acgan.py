@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.devices import make_fabric
 from hcm_helpers.models import acgan, layers
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.parallel import take_step
-from hcm_helpers.training import make_fabric
 
 NO_STEP = {"learning_rate": 0.0, "betas": (0.5, 0.999)}
 

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from hcm_helpers.acdc import DataError
+from hcm_helpers.devices import make_fabric
 from hcm_helpers.models import dcgan
 from hcm_helpers.models.layers import Batch, count_parameters
 from hcm_helpers.parallel import take_step
-from hcm_helpers.training import generate, make_fabric
+from hcm_helpers.training import generate
 
 SIZES = (32, 64, 128, 256)
 

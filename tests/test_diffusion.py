@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.devices import make_fabric
 from hcm_helpers.models.diffusion import (
     Conditions,
     Diffusion,
@@ -23,7 +24,6 @@ from hcm_helpers.models.samplers import SAMPLERS
 from hcm_helpers.parallel import take_step
 from hcm_helpers.phantom import write_phantom
 from hcm_helpers.slices import prepare
-from hcm_helpers.training import make_fabric
 
 
 @pytest.fixture

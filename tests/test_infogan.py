@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from hcm_helpers.acdc import DataError
+from hcm_helpers.devices import make_fabric
 from hcm_helpers.models import infogan
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.parallel import take_step
-from hcm_helpers.training import generate, make_fabric
+from hcm_helpers.training import generate
 
 CEILING = log(2) - 0.5 * log(2 * pi)  # of one continuous code: −0.2258 nats, Q being a normal of variance 1
 

@@ -13,6 +13,7 @@ from patients import write_patient
 import hcm_helpers.shards
 import hcm_helpers.slices
 from hcm_helpers.acdc import GROUPS, DataError, find_patients
+from hcm_helpers.cutting import Settings
 from hcm_helpers.models.vae import VAE
 from hcm_helpers.shards import (
     BLOCK,
@@ -25,7 +26,7 @@ from hcm_helpers.shards import (
     prepare_shard,
     unevenness,
 )
-from hcm_helpers.slices import SPLITS, Settings, load_slices, prepare
+from hcm_helpers.slices import SPLITS, load_slices, prepare
 from hcm_helpers.training import fit
 
 SETTINGS = Settings(32)

@@ -102,7 +102,7 @@ def test_the_others_execute_what_the_first_calls_for_until_they_are_dismissed(mo
 TRAINING = """
 import os, torch.distributed as dist
 from hcm_helpers.parallel import disband
-from hcm_helpers.training import make_team
+from hcm_helpers.devices import make_team
 fabric = make_team()
 total = fabric.all_reduce(torch.tensor(float(os.environ["LOCAL_RANK"]) + 1), reduce_op="sum").item()
 disband(fabric)

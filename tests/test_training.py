@@ -14,13 +14,13 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from hcm_helpers.acdc import DataError
+from hcm_helpers.devices import Replay
 from hcm_helpers.fidelity import sliced_wasserstein
 from hcm_helpers.models.diffusion import Diffusion
 from hcm_helpers.models.gan import GAN
 from hcm_helpers.models.layers import Batch
 from hcm_helpers.slices import Slices
 from hcm_helpers.training import (
-    Replay,
     fit,
     generate,
     load_checkpoint,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.augment import diff_augment
+from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.layers import Batch, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
-from hcm_helpers.slices import check_image_size
 
 
 class Generator(nn.Module):

@@ -14,9 +14,10 @@ from torch.optim import Optimizer
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter_amounts, move
+from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.layers import Batch, Moves, Muon, adam, check_width, drawn_on, normal
 from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
-from hcm_helpers.slices import Slices, check_image_size, drawn_slices
+from hcm_helpers.slices import Slices, drawn_slices
 
 NUM_DIRECTIONS = 32  # of the normal distribution in which a walk can begin
 

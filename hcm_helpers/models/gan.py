@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.layers import Batch, Moves, adam, bce, r1_penalty
-from hcm_helpers.slices import check_image_size
 
 
 class Generator(nn.Module):

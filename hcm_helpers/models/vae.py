@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from hcm_helpers.acdc import DataError
 from hcm_helpers.augment import jitter
+from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.layers import Batch, Moves, adam, check_width, normal
-from hcm_helpers.slices import check_image_size
 
 
 class ResidualBlock(nn.Module):
