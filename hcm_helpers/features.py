@@ -17,7 +17,7 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 from hcm_helpers.acdc import GROUPS, PHASES, DataError
 from hcm_helpers.augment import jitter
 from hcm_helpers.cutting import check_image_size
-from hcm_helpers.models.layers import Batch, Moves, adam, check_width, drawn_on, normal
+from hcm_helpers.models.layers import Batch, GroupNorm, Moves, adam, check_width, drawn_on, normal
 from hcm_helpers.similarity import to_unit
 from hcm_helpers.slices import Slices
 
@@ -55,8 +55,8 @@ class Block(nn.Module):
     def __init__(self, channels: int, dropout: float = 0.0):
         super().__init__()
         self.layers = nn.Sequential(
-            *(nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)),
-            *(nn.GroupNorm(8, channels), nn.SiLU(), nn.Dropout(dropout)),
+            *(GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1)),
+            *(GroupNorm(8, channels), nn.SiLU(), nn.Dropout(dropout)),
             nn.Conv2d(channels, channels, 3, padding=1),
         )
 
@@ -97,7 +97,7 @@ class Encoder(Extractor):
         for above, below in pairwise(channels):
             layers += [nn.Conv2d(above, below, 3, stride=2, padding=1), Block(below, dropout)]
         self.num_features = channels[-1]
-        self.trunk = nn.Sequential(*layers, nn.GroupNorm(8, self.num_features), nn.SiLU())
+        self.trunk = nn.Sequential(*layers, GroupNorm(8, self.num_features), nn.SiLU())
         self.standardise = nn.BatchNorm1d(self.num_features, affine=False)
         self.heads = nn.Linear(self.num_features, len(GROUPS) + 4)
 

@@ -18,7 +18,7 @@ from hcm_helpers.anatomy import STRUCTURES, measure_all
 from hcm_helpers.augment import jitter
 from hcm_helpers.cutting import check_image_size
 from hcm_helpers.devices import make_fabric
-from hcm_helpers.models.layers import Batch, Moves, adam, check_width
+from hcm_helpers.models.layers import Batch, GroupNorm, Moves, adam, check_width
 from hcm_helpers.slices import Slices, drawn_slices
 
 
@@ -28,8 +28,8 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dropout: float):
         super().__init__()
         self.layers = nn.Sequential(
-            *(nn.GroupNorm(8, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)),
-            *(nn.GroupNorm(8, out_channels), nn.SiLU(), nn.Dropout(dropout)),
+            *(GroupNorm(8, in_channels), nn.SiLU(), nn.Conv2d(in_channels, out_channels, 3, padding=1)),
+            *(GroupNorm(8, out_channels), nn.SiLU(), nn.Dropout(dropout)),
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
@@ -69,7 +69,7 @@ class Segmenter(nn.Module):
         self.shrink = nn.ModuleList(nn.Conv2d(c, below, 3, stride=2, padding=1) for c, below in steps)
         self.grow = nn.ModuleList(nn.ConvTranspose2d(below, c, 2, stride=2) for c, below in steps)
         self.middle = Block(channels[-1], channels[-1], dropout)
-        self.out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 16, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 16, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.stem(F.pixel_unshuffle(x, 2))  # (B, 1, S, S) → (B, 4, S/2, S/2) → (B, width, S/2, S/2)

@@ -22,21 +22,16 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from lightning_fabric.plugins.environments import (
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from torch.distributed import TCPStore
 
 from hcm_helpers.acdc import DataError, one_line
 from hcm_helpers.execute import CELL_TIMEOUT, NotebookError, Parameters, execute, leave_with_parent, machine
 
-LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+LAUNCHERS = (TorchElasticEnvironment, SLURMEnvironment)
 # What they tell a process; a kernel is to hear it from `Team` alone.
-TOLD = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_", "TORCHELASTIC_", "SLURM_", "LSB_", "OMPI_")
+TOLD = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_", "TORCHELASTIC_", "SLURM_")
 
 
 @dataclass

@@ -25,7 +25,7 @@ from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter
 from hcm_helpers.cutting import check_image_size
 from hcm_helpers.devices import Replay, make_fabric
-from hcm_helpers.models.layers import adam, check_width
+from hcm_helpers.models.layers import GroupNorm, adam, check_width
 from hcm_helpers.segmentation import Block
 from hcm_helpers.similarity import TITLES, html_with_legend, plain_arithmetic
 from hcm_helpers.slices import Slices
@@ -127,7 +127,7 @@ class Classifier(nn.Module):
                 Block(2 * channels, 2 * channels, 0.0),
             ]
             size, channels = size // 2, 2 * channels  # size × size → size/2 × size/2
-        self.layers = nn.Sequential(*layers, nn.GroupNorm(8, channels), nn.SiLU())
+        self.layers = nn.Sequential(*layers, GroupNorm(8, channels), nn.SiLU())
         self.out = nn.Linear(channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def test_epsilon_is_asked_at_the_time_of_the_level(schedule, generator):
     for t in (1, 2, 300, 900):
         x = x_0 + model.sigmas[t - 1] * epsilon
         model.denoise(x, model.sigmas[t - 1])
-        torch.testing.assert_close(seen[-1][1], torch.full((2,), float(t)), atol=0.01, rtol=0)
+        torch.testing.assert_close(seen[-1][1], torch.tensor([float(t)]), atol=0.01, rtol=0)
         torch.testing.assert_close(seen[-1][0], model.diffuse(x_0, torch.tensor([t, t]), epsilon), atol=1e-4, rtol=1e-4)
     between = (model.sigmas[299] * model.sigmas[300]).sqrt()
     assert model.time_of(between[None]).item() == pytest.approx(300.5, abs=0.01)
@@ -186,6 +186,16 @@ def test_denoise_stays_in_range(recipe):
     model = Diffusion(32, width=8, recipe=recipe)
     model.network.forward = lambda x, noise, targets: torch.full_like(x, -5.0 if recipe == "epsilon" else 5.0)
     assert torch.equal(model.denoise(torch.full((2, 1, 32, 32), 2.0), torch.tensor(9.0)), torch.ones(2, 1, 32, 32))
+
+
+@pytest.mark.parametrize("recipe", ["epsilon", "edm"])
+def test_one_level_for_all_is_that_level_for_each(recipe, generator):
+    model = Diffusion(32, width=8, recipe=recipe, num_classes=5).eval()
+    torch.nn.init.normal_(model.network.out[2].weight, generator=generator)
+    x, targets = torch.randn(3, 1, 32, 32, generator=generator), as_targets(torch.tensor([0, 3, 4]))
+    with torch.no_grad():
+        together = model.denoise(x, torch.tensor(0.7), targets)
+        torch.testing.assert_close(together, model.denoise(x, torch.full((3,), 0.7), targets))
 
 
 def test_guidance_goes_on_beyond_the_conditions(generator):

@@ -95,6 +95,20 @@ def test_a_normed_model_is_copied_averaged_saved_and_loaded(model, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("size", [8, 32])
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_group_normalisation_in_bf16_is_that_of_float32(size, needs_grad):
+    x = torch.randn(2, 16, size, size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x = x.to(memory_format=torch.channels_last).requires_grad_(needs_grad)
+    norm = layers.GroupNorm(8, 16)
+    torch.nn.init.normal_(norm.weight)
+    found = norm(x)
+    assert found.dtype == torch.bfloat16
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    wanted = torch.nn.functional.group_norm(x.float(), 8, norm.weight, norm.bias)
+    torch.testing.assert_close(found.float(), wanted, rtol=0.01, atol=0.02)
+
+
 def test_r1_penalty_of_a_linear_discriminator_is_half_the_square_of_its_slope():
     slope = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     penalty = layers.r1_penalty(lambda x: (x * slope).flatten(1).sum(1), torch.rand(5, 1, 4, 4))

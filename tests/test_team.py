@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.plugins.environments import MPIEnvironment
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from stand_ins import write_notebook
 
 from hcm_helpers import run, team
 from hcm_helpers.acdc import DataError
+from hcm_helpers.devices import make_team
 from hcm_helpers.team import Team, find_team
 
 TORCHRUN = {
@@ -38,6 +40,12 @@ def alone(monkeypatch):
 def test_one_process_is_no_team():
     assert find_team(None, None) is None
     assert find_team(1, 1) is None
+
+
+def test_nobody_but_the_team_tells_a_training_where_it_is(monkeypatch):
+    os.environ |= SLURM
+    monkeypatch.setattr(MPIEnvironment, "detect", lambda: pytest.fail("MPI was started"))
+    assert make_team().world_size == 1
 
 
 def test_torchrun_tells_the_place_and_kernels_do_not_hear_of_it():

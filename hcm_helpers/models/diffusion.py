@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter_amounts, move
 from hcm_helpers.cutting import check_image_size
-from hcm_helpers.models.layers import Batch, Moves, Muon, adam, check_width, drawn_on, normal
+from hcm_helpers.models.layers import Batch, GroupNorm, Moves, Muon, adam, check_width, drawn_on, normal
 from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
 from hcm_helpers.slices import Slices, drawn_slices
 
@@ -30,7 +30,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, embedding_dim: int, dropout: float):
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, in_channels), nn.GroupNorm(8, out_channels)
+        self.norm1, self.norm2 = GroupNorm(8, in_channels), GroupNorm(8, out_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.embed = nn.Linear(embedding_dim, 2 * out_channels)
@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.embed(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = F.silu(self.norm2(h) * (1 + scale) + shift)
+        h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
         return self.shortcut(x) + self.conv2(self.dropout(h))
 
 
@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
+        self.norm = GroupNorm(8, channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
@@ -97,8 +97,8 @@ class UNet(nn.Module):
         dropout: share of features dropped in training below half size.
         channels: C, 1 for images, 4 for images with masks.
 
-    Shapes: x (B, C, image_size, image_size), noise (B,) on a scale of about a thousand, targets (B, 3) of `Conditions`
-    or None, amounts (B, 5) of `augment.jitter_amounts` or None → (B, C, image_size, image_size).
+    Shapes: x (B, C, image_size, image_size), noise (B,) or (1,) on a scale of about a thousand, targets (B, 3) of
+    `Conditions` or None, amounts (B, 5) of `augment.jitter_amounts` or None → (B, C, image_size, image_size).
     """
 
     def __init__(
@@ -126,9 +126,7 @@ class UNet(nn.Module):
                 self.grow.append(nn.Sequential(nn.Conv2d(below, c, 3, padding=1), nn.Upsample(scale_factor=2.0)))
         self.middle = ResidualBlock(widths[-1], widths[-1], embedding_dim, dropout)
         self.attention = Attention(widths[-1])
-        self.out = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), zeroed(nn.Conv2d(width, 4 * channels, 3, padding=1))
-        )
+        self.out = nn.Sequential(GroupNorm(8, width), nn.SiLU(), zeroed(nn.Conv2d(width, 4 * channels, 3, padding=1)))
 
     def forward(self, x: Tensor, noise: Tensor, targets: Tensor | None = None, amounts: Tensor | None = None) -> Tensor:
         embedding = self.time(sinusoids(noise, self.width))
@@ -332,7 +330,7 @@ class Diffusion(nn.Module):
         return (untold + self.guidance * (told - untold)).clamp(-1, 1)
 
     def _denoise(self, x: Tensor, sigma: Tensor, targets: Tensor | None) -> Tensor:
-        sigma = torch.as_tensor(sigma, device=x.device).expand(len(x)).float()
+        sigma = torch.as_tensor(sigma, device=x.device).reshape(-1).float()  # (1,), one for all images, or (B,)
         targets = targets if self.num_classes else None
         if self.recipe == "epsilon":
             x_t = x / (1 + sigma**2).sqrt()[:, None, None, None]

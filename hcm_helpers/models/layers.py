@@ -32,6 +32,18 @@ def check_width(width: int) -> int:
     return width
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation, on a CPU in float32 where its bf16 is slow.
+
+    PyTorch's kernels for bf16 take two to four times as long as those for float32 backward, and forward on maps below
+    32×32 (`benchmarks/diffusion.py` shows what that is worth).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        slow = x.device.type == "cpu" and (x.requires_grad or x.shape[2:].numel() < 1024)
+        return super().forward(x.float()).to(x.dtype) if slow else super().forward(x)
+
+
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from hcm_helpers.acdc import DataError
 from hcm_helpers.augment import jitter
 from hcm_helpers.cutting import check_image_size
-from hcm_helpers.models.layers import Batch, Moves, adam, check_width, normal
+from hcm_helpers.models.layers import Batch, GroupNorm, Moves, adam, check_width, normal
 
 
 class ResidualBlock(nn.Module):
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(1, channels[0], 4, stride=2, padding=1), nn.SiLU()]
         for inputs, outputs in pairwise(channels):
             # size × size → size/2 × size/2
-            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), GroupNorm(8, outputs), nn.SiLU()]
             layers += [ResidualBlock(outputs) for _ in range(num_blocks)]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 16, 2 * latent_dim))
 
