@@ -105,14 +105,21 @@ class Muon(Optimizer):
 def orthogonal(x: Tensor) -> Tensor:
     """Matrices (N, out, in) with their singular values brought near 1, roughly: to 0.7 … 1.2, as in Jordan et al. 2024.
 
-    Of x = U S Vᵀ it keeps U and Vᵀ, by five steps of an odd polynomial in x, which acts on each singular value.
+    Of x = U S Vᵀ it keeps U and Vᵀ, by five steps of an odd polynomial, x ← (a + b x xᵀ + c (x xᵀ)²) x, which acts on
+    each singular value. What stands before x are polynomials in the first x xᵀ, small where x is wide, so the five are
+    multiplied there, and x by their product.
     """
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        square = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    with torch.autocast(x.device.type, enabled=False):  # in bf16 the products of factors would drift
+        x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+        square, one = x @ x.mT, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        factors = one
+        for _ in range(5):
+            factor = 3.4445 * one - 4.7750 * square + 2.0315 * square @ square
+            factors = factor @ factors
+            square = factor @ square @ factor
+        x = factors @ x
     return x.mT if tall else x
 
 
