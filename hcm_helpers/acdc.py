@@ -277,7 +277,7 @@ def read_cine(patient: Patient) -> Iterator[np.ndarray]:
     """
     path = patient.cine_path
     try:
-        with igzip.open(path) as file:
+        with unzip(path) as file:
             header = Header(file.read(Header.SIZE))
             shape = header.shape
             if len(shape) != 4:
@@ -339,16 +339,23 @@ class Header:
         return voxels * np.float32(slope) + np.float32(intercept)
 
 
+def unzip(path: Path) -> BinaryIO:
+    """A .nii.gz to read from; OSError if it is no file, such as a named pipe, which would wait for a writer."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a file")
+    return igzip.open(path)
+
+
 def read_header(path: Path) -> Header:
     """The header of a .nii.gz that can be read."""
-    with igzip.open(path) as file:
+    with unzip(path) as file:
         return Header(file.read(Header.SIZE))
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """Voxels (X, Y, Z) in the file's type, and the spacing in mm; DataError where they cannot be had."""
     try:
-        with igzip.open(path) as file:
+        with unzip(path) as file:
             header = Header(file.read(Header.SIZE))
             if len(header.shape) != 3:
                 raise DataError(f"{path}: has shape {header.shape}, not (X, Y, Z); download this patient again")

@@ -132,6 +132,8 @@ def _open(path: Path) -> Film:
     `nibabel.load` would read what stands between header and voxels too, as much of it as that says of itself.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")  # a named pipe would wait for a writer
         with Opener(path) as file:
             block = file.read(Header.SIZE)
         header = Header(block)

@@ -1,6 +1,7 @@
 """The ACDC layout on disk: what is read from it, and what is refused."""
 
 import gzip
+import os
 import tracemalloc
 
 import nibabel as nib
@@ -274,6 +275,16 @@ def test_missing_image(folder, tmp_path):
     with pytest.raises(DataError) as error:
         read_both(tmp_path)
     assert_one_sentence(error, path, "no such file")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_place_of_an_image_is_not_waited_for(folder, tmp_path):
+    path = folder / "patient007_frame07.nii.gz"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DataError) as error:
+        read_both(tmp_path)
+    assert_one_sentence(error, path, "not a file")
 
 
 def harm_image(value):

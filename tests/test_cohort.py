@@ -115,6 +115,7 @@ def test_it_can_be_prepared(tmp_path):
         ("A,HMC,a.nii.gz,a_gt.nii.gz,1,2,,", "patient A: unknown group 'HMC'; it must be one of NOR"),
         ("A,HCM,b.nii.gz,a_gt.nii.gz,1,2,,", "b.nii.gz: there is no such file; correct the table"),
         ("A,HCM,a.nii.gz,cohort.csv,1,2,,", "cohort.csv: cannot be read"),
+        ("A,HCM,.,a_gt.nii.gz,1,2,,", "cannot be read (it is not a file)"),
         ("A,HCM,a.nii.gz,a_gt.nii.gz,0,2,,", "patient A: ED is 0, of 6 frames counted from 1"),
         ("A,HCM,a.nii.gz,a_gt.nii.gz,1,7,,", "patient A: ES is 7, of 6 frames counted from 1"),
         ("A,HCM,a.nii.gz,a_gt.nii.gz,1,x,,", "patient A: ES is x"),
