@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from hcm_helpers.acdc import DataError
@@ -127,7 +128,7 @@ def copies_table(found: Mapping[str, pd.DataFrame], real: pd.DataFrame, patients
         raise DataError("held-out slices of one patient cannot be judged by those of others; prepare more patients")
     correlations = real["cc"].to_numpy()
     threshold = copy_threshold(correlations)
-    highest_of_others = np.array([correlations[patients != patient].max(initial=-1) for patient in patients])
+    highest_of_others = _highest_of_others(correlations, patients)
     rows = []
     for name, nearest in {**found, HELD_OUT: real}.items():
         cc, owners = nearest["cc"].to_numpy(), patients if name == HELD_OUT else None
@@ -152,6 +153,34 @@ def copies_table(found: Mapping[str, pd.DataFrame], real: pd.DataFrame, patients
             }
         )
     return pd.DataFrame(rows)
+
+
+def copies_when_blurred(held_out: Slices, train: Slices, sigmas: Sequence[float] = (0, 0.5, 1, 2)) -> pd.DataFrame:
+    """How many slices of unseen patients would pass for copies if they were blurred: blur is near to everything.
+
+    What a blurred model has above the rate of equally blurred real slices is its own.
+
+    Args:
+        held_out: `held_out_slices`.
+        train: the slices that the models have learned from.
+        sigmas: standard deviations of the Gaussian blur, in pixels; 0 leaves the slices as they are.
+
+    Returns:
+        A row a sigma: sigma, cc (mean, to the nearest training slice), copies (share above the threshold, which is
+        that of the other patients' slices as they are) with its 95 % interval over patients, low and high.
+    """
+    patients = held_out.manifest["patient"].to_numpy()
+    thresholds, rows = _highest_of_others(nearest_by_pixels(held_out.images, train)[0], patients), []
+    for sigma in sigmas:
+        blurred = torch.from_numpy(gaussian_filter(held_out.images.cpu().numpy(), (0, 0, sigma, sigma)))
+        cc = nearest_by_pixels(blurred, train)[0]
+        low, high = bootstrap_interval((cc > thresholds).astype(float), patients)
+        rows.append({"sigma": sigma, "cc": cc.mean(), "copies": (cc > thresholds).mean(), "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def _highest_of_others(correlations: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    return np.array([correlations[patients != patient].max(initial=-1) for patient in patients])
 
 
 def closest_pairs(found: pd.DataFrame, count: int = 10) -> pd.DataFrame:

@@ -77,6 +77,17 @@ def test_the_threshold_is_the_highest_of_real_hearts_and_each_patient_is_judged_
     assert table.loc[memorisation.HELD_OUT, "copies"] == pytest.approx(1 / 3), "the slices of z, beyond x and y"
 
 
+def test_blur_alone_makes_unseen_hearts_pass_for_copies(encoder):
+    grain = torch.randn(HELD_OUT.images.shape, generator=torch.Generator().manual_seed(0))
+    grainy = replace(HELD_OUT, images=(HELD_OUT.images + 0.5 * grain).clamp(-1, 1))
+    table = memorisation.copies_when_blurred(grainy, TRAIN, sigmas=(0, 1))
+    as_it_is = copies_table({}, find_nearest(grainy.images, TRAIN, encoder), PATIENTS)
+    assert table["copies"][0] == as_it_is["copies"][0]
+    assert table["cc"][0] == pytest.approx(as_it_is["cc"][0])
+    assert table["copies"][1] > table["copies"][0] + 0.2
+    assert table["low"][1] <= table["copies"][1] <= table["high"][1]
+
+
 def test_the_nearest_is_found_by_each_measure():
     generator = torch.Generator().manual_seed(0)
     train = TRAIN.images
