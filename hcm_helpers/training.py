@@ -171,152 +171,199 @@ def _fit(
         fabric: of the processes that share a batch; the first of them writes.
         settings: what a checkpoint must agree in; the other arguments are those of `fit`.
     """
-    batch_size, learning_rate, seed = (settings[name] for name in ("batch_size", "learning_rate", "seed"))
     writes = fabric.global_rank == 0
     if writes:
         (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
-    last = folder / "checkpoint" / "last.safetensors"
     fabric.barrier()
-
     model = fabric.to_device(model).to(memory_format=torch.channels_last)
     same_on_all(model, fabric)
-    averages = {decay: deepcopy(model).eval() for decay in settings["ema_decay"]}
-    optimizers = model.optimizers(learning_rate, tuple(settings["betas"]))
-    # A few hundred slices fit on any device: they are moved there once, and no loader stands in between.
-    images, labels = train.images, train.labels
-    if fabric.device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(fabric.device)[0] / 4:
-        images, labels = fabric.to_device(images[:]), fabric.to_device(labels[:])
-
-    history: list[dict[str, float]] = []
+    training = Training(model, folder, settings, checkpoint_seconds)
     snapshots: dict[int, Tensor] = {}
-    losses: dict[str, list[Tensor]] = {}  # of the steps of this epoch
-    best, best_epoch, steps, elapsed = math.inf, 0, 0, 0.0
-    block = BLOCK if isinstance(train.images, Stack) else 1  # the same on any device, as a checkpoint holds the order
-    order = torch.empty(0, dtype=torch.int64)  # of the slices in this epoch, or of their blocks
-    torch.manual_seed(seed)
-    if resume and last.exists():
-        state = load_checkpoint(folder)
-        changed = [name for name, value in settings.items() if state["settings"].get(name) != value]
-        if changed or state["optimizers"].keys() != optimizers.keys():
-            what = ", ".join(changed) or "the optimizer"
-            raise DataError(f"{last} is of a training that differs in {what}: delete its folder to train anew")
-        model.load_state_dict(state["model"])
-        for average, weights in zip(averages.values(), state["averages"], strict=True):
-            average.load_state_dict(weights)
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-            match_layout(optimizer)
-        history, best, best_epoch, steps = (state[k] for k in ("history", "best", "best_epoch", "steps"))
-        order, elapsed = state["order"], state["seconds"]
-        losses = {name: [fabric.to_device(loss) for loss in values] for name, values in state["losses"].items()}
+    torch.manual_seed(settings["seed"])
+    if resume and training.path.exists():
+        training.load()
         if num_snapshots and (folder / "snapshots.npz").is_file():
-            snapshots = {epoch: x for epoch, x in load_snapshots(folder).items() if epoch <= len(history)}
-        torch.set_rng_state(state["rng"])
-        if fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"])
-        if patience and len(history) - best_epoch >= patience:
-            epochs = len(history)  # it had ended early
-
+            snapshots = {n: x for n, x in load_snapshots(folder).items() if n <= len(training.history)}
+        if patience and len(training.history) - training.best_epoch >= patience:
+            epochs = len(training.history)  # it had ended early
     step = Replay(
-        lambda x, labels: take_step(model, Batch(x, labels), optimizers, fabric, num_parts, batch_size),
-        optimizers.values(),
+        lambda x, labels: take_step(
+            model, Batch(x, labels), training.optimizers, fabric, num_parts, settings["batch_size"]
+        ),
+        training.optimizers.values(),
         fabric.device,
         record=num_parts == fabric.world_size == 1,
     )
-    (mine,) = own_rows(batch_size, fabric)
-    start = time.perf_counter() - elapsed
+    if writes and not training.steps:  # whatever lay there is of another training
+        training.save()
 
-    def write_checkpoint() -> None:
-        state = {
-            "settings": settings,
-            "model": model.state_dict(),
-            "averages": [average.state_dict() for average in averages.values()],
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-            "history": history,
-            "best": best,
-            "best_epoch": best_epoch,
-            "steps": steps,
-            "order": order,
-            "losses": losses,
-            "seconds": time.perf_counter() - start,
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state() if fabric.device.type == "cuda" else None,
-        }
-        nonlocal due
-        begun = time.perf_counter()
-        if writes:
-            save_state(state, last)
-        now = time.perf_counter()
-        due = now + max(checkpoint_seconds, 100 * (now - begun) if checkpoint_seconds else 0.0)
-
-    due = time.perf_counter() + checkpoint_seconds
-    if not steps:  # whatever lay there is of another training
-        write_checkpoint()
-    steps_per_epoch = len(images) // batch_size
-    progress = Progress(epochs, first=len(history), name=type(model).__name__)
-    for epoch in range(len(history) + 1, epochs + 1):
-        model.train()
+    images, labels = _near(train, fabric)
+    block = BLOCK if isinstance(train.images, Stack) else 1  # the same on any device, as a checkpoint holds the order
+    progress = Progress(epochs, first=len(training.history), name=type(model).__name__)
+    for epoch in range(len(training.history) + 1, epochs + 1):
         falling = min(1.0, (epochs + 1 - epoch) / (cooldown * epochs)) if cooldown else 1.0
-        for group in (group for optimizer in optimizers.values() for group in optimizer.param_groups):
+        for group in (group for optimizer in training.optimizers.values() for group in optimizer.param_groups):
             set_learning_rate(group, group["initial_lr"] * falling)
-        taken = steps - (epoch - 1) * steps_per_epoch  # steps of this epoch, before an interruption
-        if not taken:
-            order, losses = new_order(len(images), block), {}
-        for indices in batches(order.to(images.device), images, batch_size, taken, block):
-            with finishing() as interrupted:
-                x = fabric.to_device(images[indices[mine]]).contiguous(memory_format=torch.channels_last)
-                found = step(x, fabric.to_device(labels[indices[mine]]))
-                steps += 1
-                # An average starts short, or the first random weights would stay in it for a thousand steps.
-                for decay, average in averages.items():
-                    update_average(average, model, min(decay, (1 + steps) / (10 + steps)))
-                for name, loss in found.items():
-                    losses.setdefault(name, []).append(loss)
-                if anybody(interrupted, fabric) and not interrupted:
-                    interrupted.append(signal.SIGINT)
-                wanted = interrupted or time.perf_counter() > due
-                if wanted and all(torch.stack(values).isfinite().all() for values in losses.values()):
-                    write_checkpoint()  # else the last good one stays
-        by_step = {name: torch.stack(values).float().cpu() for name, values in losses.items()}
+        _take_epoch(training, step, images, labels, block, fabric)
+        by_step = {name: torch.stack(values).float().cpu() for name, values in training.losses.items()}
         row = {name: values.mean().item() for name, values in by_step.items()}
         looked = epoch % validate_every == 0 or epoch == epochs
         if looked:
-            by_decay = {
-                decay: validate(average, validation, fabric, batch_size, num_parts)
-                for decay, average in averages.items()
+            values = {
+                decay: validate(average, validation, fabric, settings["batch_size"], num_parts)
+                for decay, average in training.averages.items()
             }
-            chosen = min(by_decay, key=by_decay.get)
-            row["validation"] = by_decay[chosen]
-            if len(averages) > 1:
+            chosen = min(values, key=values.get)
+            row["validation"] = values[chosen]
+            if len(values) > 1:
                 row["ema_decay"] = chosen
-        if not all(math.isfinite(value) for value in row.values()):
-            good = torch.stack([values.isfinite() for values in by_step.values()]).all(dim=0).tolist()
-            place = "in validation" if all(good) else f"at step {steps - len(good) + good.index(False) + 1}"
-            raise DataError(
-                f"{type(model).__name__}: the loss is not finite {place}, in epoch {epoch} ({row}); lower "
-                f"learning_rate={learning_rate}; the best weights of earlier epochs, if any, are in {folder}"
-            )
-        row = {"epoch": epoch, "seconds": time.perf_counter() - start, **row}
-        history.append(row)
+        _check_finite(row, by_step, epoch, training)
+        row = {"epoch": epoch, "seconds": training.seconds, **row}
+        training.history.append(row)
         if looked:
-            if row["validation"] < best:
-                best, best_epoch = row["validation"], epoch
+            if row["validation"] < training.best:
+                training.best, training.best_epoch = row["validation"], epoch
                 if writes:
-                    save_weights(averages[chosen], folder)
+                    save_weights(training.averages[chosen], folder)
             if writes:
-                write_history(history, folder)
+                write_history(training.history, folder)
         if num_snapshots and epoch * num_snapshots // epochs > (epoch - 1) * num_snapshots // epochs:
+            generator = torch.Generator().manual_seed(settings["seed"])
             with fabric.autocast():
-                drawn = next(iter(averages.values())).sample(8, generator=torch.Generator().manual_seed(seed))
-            snapshots[epoch] = drawn.float().cpu()
+                snapshots[epoch] = next(iter(training.averages.values())).sample(8, generator=generator).float().cpu()
             if writes:
                 save_snapshots(snapshots, folder)
         progress.update(row)
-        if looked and patience and epoch - best_epoch >= patience:
+        if looked and patience and epoch - training.best_epoch >= patience:
             break
-    write_checkpoint()
-    progress.close(f"best validation {best:.4g} in epoch {best_epoch}")
-    return pd.DataFrame(history)
+    if writes:
+        training.save()
+    progress.close(f"best validation {training.best:.4g} in epoch {training.best_epoch}")
+    return pd.DataFrame(training.history)
+
+
+class Training:
+    """What changes in the course of a training; a checkpoint holds all of it.
+
+    Args:
+        model: on its device.
+        folder: of the checkpoint.
+        settings: learning_rate, betas, ema_decay and what else a checkpoint must agree in.
+        checkpoint_seconds: see `fit`.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, settings: dict[str, Any], checkpoint_seconds: float):
+        self.model, self.settings, self.checkpoint_seconds = model, settings, checkpoint_seconds
+        self.path = folder / "checkpoint" / "last.safetensors"
+        self.averages = {decay: deepcopy(model).eval() for decay in settings["ema_decay"]}
+        self.optimizers = model.optimizers(settings["learning_rate"], tuple(settings["betas"]))
+        self.history: list[dict[str, float]] = []  # a row an epoch
+        self.losses: dict[str, list[Tensor]] = {}  # of the steps of this epoch
+        self.order = torch.empty(0, dtype=torch.int64)  # of the slices in this epoch, or of their blocks
+        self.steps, self.best, self.best_epoch = 0, math.inf, 0
+        self.start = time.perf_counter()
+        self.due = self.start + checkpoint_seconds  # when the next checkpoint is
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning, without the time between an interruption and its end."""
+        return time.perf_counter() - self.start
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        device = next(self.model.parameters()).device
+        state = {name: getattr(self, name) for name in ("settings", *KEPT, "losses", "seconds")}
+        state |= {
+            "model": self.model.state_dict(),
+            "averages": [average.state_dict() for average in self.averages.values()],
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state() if device.type == "cuda" else None,
+        }
+        begun = time.perf_counter()
+        save_state(state, self.path)
+        now = time.perf_counter()
+        self.due = now + max(self.checkpoint_seconds, 100 * (now - begun) if self.checkpoint_seconds else 0.0)
+
+    def load(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            DataError: it is broken or of another training.
+        """
+        state, device = load_state(self.path), next(self.model.parameters()).device
+        changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
+        if changed or state["optimizers"].keys() != self.optimizers.keys():
+            what = ", ".join(changed) or "the optimizer"
+            raise DataError(f"{self.path} is of a training that differs in {what}: delete its folder to train anew")
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.losses = {name: [loss.to(device) for loss in values] for name, values in state["losses"].items()}
+        self.start = time.perf_counter() - state["seconds"]
+        self.model.load_state_dict(state["model"])
+        for average, weights in zip(self.averages.values(), state["averages"], strict=True):
+            average.load_state_dict(weights)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+            match_layout(optimizer)
+        torch.set_rng_state(state["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"])
+
+
+KEPT = ("history", "order", "steps", "best", "best_epoch")  # of a Training, as they are
+
+
+def _near(train: Slices, fabric: Fabric) -> tuple[Any, Tensor]:
+    """Images and labels, on a GPU if they take at most a quarter of its memory: then no loader stands in between."""
+    images, labels = train.images, train.labels
+    if fabric.device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(fabric.device)[0] / 4:
+        return fabric.to_device(images[:]), fabric.to_device(labels[:])
+    return images, labels
+
+
+def _take_epoch(training: Training, step: Replay, images: Any, labels: Tensor, block: int, fabric: Fabric) -> None:
+    """The steps of an epoch that are still to be taken, with a checkpoint when one is due or Ctrl-C was pressed.
+
+    Args:
+        training: of `fabric`'s devices.
+        step: of a batch.
+        images, labels: all of the training slices, of which so many in a row, a block, are shuffled as one.
+    """
+    batch_size, epoch = training.settings["batch_size"], len(training.history) + 1
+    taken = training.steps - (epoch - 1) * (len(images) // batch_size)  # before an interruption
+    if not taken:
+        training.order, training.losses = new_order(len(images), block), {}
+    training.model.train()
+    (mine,) = own_rows(batch_size, fabric)
+    for indices in batches(training.order.to(images.device), images, batch_size, taken, block):
+        with finishing() as interrupted:
+            x = fabric.to_device(images[indices[mine]]).contiguous(memory_format=torch.channels_last)
+            found = step(x, fabric.to_device(labels[indices[mine]]))
+            training.steps += 1
+            # An average starts short, or the first random weights would stay in it for a thousand steps.
+            for decay, average in training.averages.items():
+                update_average(average, training.model, min(decay, (1 + training.steps) / (10 + training.steps)))
+            for name, loss in found.items():
+                training.losses.setdefault(name, []).append(loss)
+            if anybody(interrupted, fabric) and not interrupted:
+                interrupted.append(signal.SIGINT)
+            wanted = fabric.global_rank == 0 and (interrupted or time.perf_counter() > training.due)
+            if wanted and all(torch.stack(values).isfinite().all() for values in training.losses.values()):
+                training.save()  # else the last good one stays
+
+
+def _check_finite(row: dict[str, float], by_step: dict[str, Tensor], epoch: int, training: Training) -> None:
+    """Raise DataError if a loss or the validation of this epoch is not finite, with the first step at which."""
+    if all(math.isfinite(value) for value in row.values()):
+        return
+    good = torch.stack([values.isfinite() for values in by_step.values()]).all(dim=0).tolist()
+    place = "in validation" if all(good) else f"at step {training.steps - len(good) + good.index(False) + 1}"
+    raise DataError(
+        f"{type(training.model).__name__}: the loss is not finite {place}, in epoch {epoch} ({row}); lower "
+        f"learning_rate={training.settings['learning_rate']}; the best weights of earlier epochs, if any, are in "
+        f"{training.path.parent.parent}"
+    )
 
 
 def load_checkpoint(folder: str | Path) -> dict[str, Any]:
