@@ -49,7 +49,7 @@ def gan() -> Figure:
     _funnel(axes, 2.0, 3.7, low, 0.8, 1.5, "Generator\n$G$", BLUE)
     _picture(axes, 4.3, low, _heart(noise=0.25), "generated $G(z)$")
     _picture(axes, 4.3, top, _heart(), "real $x$")
-    _funnel(axes, 6.7, 8.5, middle, 2.2, 1.2, "Discriminator\n$D$", GREEN)
+    _funnel(axes, 6.7, 8.5, middle, 2.2, 1.2, "Discriminator\n$D$", RED)
     _box(axes, 9.2, middle, 1.8, 0.9, "$D(\\cdot)$\nreal or generated?", INK)
 
     _arrow(axes, (1.4, low), (2.0, low))
@@ -57,8 +57,8 @@ def gan() -> Figure:
     _arrow(axes, (5.6, top), (6.7, middle + 0.6))
     _arrow(axes, (5.6, low), (6.7, middle - 0.6))
     _arrow(axes, (8.5, middle), (9.2, middle))
-    _path(axes, [(10.1, middle + 0.45), (10.1, 4.1), (7.6, 4.1), (7.6, middle + 0.9)], GREEN)
-    _text(axes, 8.85, 4.33, "$\\max_D\\;\\log D(x) + \\log(1 - D(G(z)))$", GREEN)
+    _path(axes, [(10.1, middle + 0.45), (10.1, 4.1), (7.6, 4.1), (7.6, middle + 0.9)], RED)
+    _text(axes, 8.85, 4.33, "$\\max_D\\;\\log D(x) + \\log(1 - D(G(z)))$", RED)
     _path(axes, [(10.1, middle - 0.45), (10.1, 0.32), (2.85, 0.32), (2.85, low - 0.62)], BLUE)
     _text(axes, 8.0, 0.55, "$\\max_G\\;\\log D(G(z))$", BLUE)
     return axes.figure
@@ -156,7 +156,7 @@ def _bracket(axes: Axes, left: float, right: float, y: float, depth: float, colo
 
 def _picture(axes: Axes, left: float, middle: float, image: np.ndarray, name: str, side: float = 1.3) -> None:
     extent = (left, left + side, middle - side / 2, middle + side / 2)
-    axes.imshow(image, cmap="gray", vmin=-1, vmax=1, extent=extent, aspect="auto", zorder=2)
+    axes.imshow(image, vmin=-1, vmax=1, extent=extent, aspect="auto", zorder=2)
     _text(axes, left + side / 2, middle - side / 2 - 0.2, name)
 
 

@@ -1,10 +1,12 @@
 """Every picture of the series, one function a figure. Each returns a Figure, and `save` writes it.
 
 Images are the package's own, in [−1, 1], always drawn with black at −1 and white at 1, so that two pictures
-can be compared by eye. Colours are those of Okabe and Ito, which colour-blind people tell apart.
+can be compared by eye. Colours are those of Okabe and Ito, which colour-blind people tell apart; series differ in
+marker or line as well, for a print in grey. Importing this module sets the style of every plot of the session.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,9 +16,10 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 from torch import Tensor
 
 from hcm_helpers.acdc import GROUPS, DataError
@@ -28,7 +31,15 @@ from hcm_helpers.slices import Slices
 from hcm_helpers.utility import patients_in_words
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-INK, SOFT = "#222222", "#777777"
+INK, SOFT, PALE = "#222222", "#777777", "#aaaaaa"
+LOOKS = {  # the colour and marker of a model, in every figure; what is real is INK
+    "vae": (ORANGE, "o"),
+    "gan": (SKY, "s"),
+    "dcgan": (GREEN, "^"),
+    "acgan": (BLUE, "D"),
+    "infogan": (PURPLE, "v"),
+    "diffusion": (RED, "P"),
+}
 STRUCTURES = {
     1: ("right ventricle", BLUE),
     2: ("myocardium", ORANGE),
@@ -50,21 +61,39 @@ STYLE = {
     "legend.frameon": False,
     "mathtext.fontset": "dejavusans",
     "figure.facecolor": "white",
+    "image.cmap": "gray",
     "figure.dpi": 100,
-    "savefig.dpi": 150,
+    "savefig.dpi": 300,
     "savefig.bbox": "tight",
+    "pdf.fonttype": 42,  # letters stay letters, of an embedded TrueType font: to be searched, copied and edited
     "svg.hashsalt": "hcm",  # the same figure gives the same bytes
 }
 mpl.rcParams.update(STYLE)
 
 
+def _key(label: str, **look) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], **{"color": INK, "label": label} | look)
+
+
+INTERVAL = _key("95 % interval", color=SOFT, lw=1.5)
+BELOW = {"loc": "outside lower center", "ncols": 5}
+
+
 def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
-    """Write folder/name.png and folder/name.svg, each under a temporary name first, and return both paths."""
+    """Write folder/name.svg, .pdf and .png, each under a temporary name first, and return the three paths.
+
+    The SVG's letters are outlines, which look alike in every browser; the PDF embeds its font. Both hold the images
+    pixel by pixel, for they may be printed at any size.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    images = [(image, image.get_interpolation()) for image in figure.findobj(AxesImage)]
     paths = []
-    for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-        settings = {"format": suffix, "metadata": metadata}
+    for suffix, changing in (("svg", "Date"), ("pdf", "CreationDate"), ("png", "Software")):
+        for image, on_screen in images:
+            image.set_interpolation(on_screen if suffix == "png" else "none")
+        settings = {"format": suffix, "metadata": {changing: None}}
         paths.append(folder / f"{name}.{suffix}")
         write_whole(paths[-1], lambda path, settings=settings: figure.savefig(path, **settings))
     return paths
@@ -102,7 +131,7 @@ def image_grid(
     figure, axes = empty_figure(picture.shape[1] * inch, picture.shape[0] * inch)
     axes.set_position([0, 0, 1, 1])
     axes.set_axis_off()
-    axes.imshow(picture, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+    axes.imshow(picture, vmin=-1, vmax=1)
     for text, (top, left) in zip(titles or (), corners, strict=False):
         axes.text(left + width / 2, top - gap, text, ha="center", va="bottom", fontsize=8)
     for row, text in enumerate(row_titles or ()):
@@ -159,7 +188,7 @@ def mask_overlay(
         if i >= len(images):
             ax.set_axis_off()
             continue
-        ax.imshow(images[i, 0].cpu().numpy(), cmap="gray", vmin=-1, vmax=1, extent=extent)
+        ax.imshow(images[i, 0].cpu().numpy(), vmin=-1, vmax=1, extent=extent)
         for value, (_, colour) in STRUCTURES.items():
             inside = (masks[i].cpu().numpy() == value).astype(float)
             if inside.any():
@@ -168,14 +197,11 @@ def mask_overlay(
         ax.grid(False)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(MultipleLocator(50))
-        bottom = i + columns >= len(images)
-        ax.set(
-            title=titles[i] if titles else "",
-            xlabel="x (mm)" if bottom else "",
-            ylabel="y (mm)" if i % columns == 0 else "",
-        )
+        lowest, leftmost = i + columns >= len(images), i % columns == 0
+        ax.set(title=titles[i] if titles else "", xlabel="x (mm)" * lowest, ylabel="y (mm)" * leftmost)
+        ax.tick_params(bottom=lowest, labelbottom=lowest, left=leftmost, labelleft=leftmost)
     handles = [Patch(facecolor=colour, alpha=0.6, label=name) for name, colour in STRUCTURES.values()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    figure.legend(handles=handles, **BELOW)
     return figure
 
 
@@ -193,23 +219,21 @@ def loss_curves(
         validation: draw that panel, if the history has such a column.
         title: a text above the losses.
     """
-    missing = [column for column in ("epoch", *columns) if column not in history]
-    if missing:
-        raise DataError(f"the history has no column {', '.join(missing)}; it has {', '.join(history.columns)}")
+    _require("history", history, "epoch", *columns)
     validation = validation and "validation" in history
-    figure, axes = empty_figure(8 if validation else 5, 3, 1, 2 if validation else 1, layout="constrained")
-    left = np.ravel(axes)[0]
+    panels = 2 if validation else 1
+    figure, axes = empty_figure(2 + 3 * panels, 3, 1, panels, squeeze=False, sharex=True, layout="constrained")
+    left, right = axes[0, 0], axes[0, -1]
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    left.set_prop_cycle(color=[BLUE, RED, ORANGE, PURPLE], linestyle=["-", "--", "-.", ":"])
     for column in columns:
         _curve(left, history, column)
-    for ax in np.ravel(axes):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     left.set(xlabel="epoch", ylabel="loss", title=title or "")
     if len(columns) > 1:
         left.legend()
     if validation:
-        right = axes[1]
-        _curve(right, history, "validation", color=GREEN)
-        right.set(xlabel="epoch", ylabel="validation", title="held-out patients")
+        _curve(right, history, "validation")
+        right.set(xlabel="epoch", ylabel="validation, lower is better", title="held-out patients")
         right.legend()
     return figure
 
@@ -232,101 +256,95 @@ def similarity_figure(table: pd.DataFrame) -> Figure:
     Args:
         table: as `similarity.table1` returns it.
     """
-    looks = dict(zip(PAIRINGS, ((SOFT, "o"), (RED, "s"), (BLUE, "^")), strict=True))
-    paper_label = "paper (pairing not stated)"
+    looks = dict(zip(PAIRINGS, ((-0.22, SOFT, "o"), (0, RED, "s"), (0.22, BLUE, "^")), strict=True))
+    hollow = {"marker": "D", "ls": "", "markerfacecolor": "none", "color": INK, "markersize": 7}
     models = list(dict.fromkeys(table["model"]))
     metrics = [metric for metric in METRICS.values() if (table["metric"] == metric).any()]
-    height = 0.42 * len(models) + 1.3
-    figure, panels = empty_figure(2.5 * len(metrics) + 1.2, height, 1, len(metrics), sharey=True, layout="constrained")
-    for metric, ax in zip(metrics, np.ravel(panels), strict=True):
-        for shift, pairing in zip((-0.22, 0, 0.22), PAIRINGS, strict=True):
+    size = (max(7.5, 2.5 * len(metrics) + 1.2), 0.42 * len(models) + 1.3)
+    figure, panels = empty_figure(*size, 1, len(metrics), sharey=True, squeeze=False, layout="constrained")
+    for metric, ax in zip(metrics, panels[0], strict=True):
+        for pairing, (shift, colour, marker) in looks.items():
             rows = table[(table["metric"] == metric) & (table["pairing"] == pairing)]
-            if rows.empty:
-                continue
-            places = [models.index(model) + shift for model in rows["model"]]
-            margins = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
-            colour, marker = looks[pairing]
-            ax.errorbar(rows["value"], places, xerr=margins, fmt=marker, color=colour, markersize=5, label=pairing)
-        paper = [(PAPER[m][metric], i) for i, m in enumerate(models) if metric in PAPER.get(m, {})]
-        if paper:
-            hollow = {"markerfacecolor": "none", "color": INK, "markersize": 7}
-            ax.plot(*zip(*paper, strict=True), "D", label=paper_label, **hollow)
-        real = [i for i, model in enumerate(models) if model in REFERENCE_ROWS]
-        if real:
-            ax.axhspan(min(real) - 0.5, max(real) + 0.5, color="#f2f2f2", zorder=0)
+            _intervals(ax, rows, [models.index(model) + shift for model in rows["model"]], color=colour, marker=marker)
+        for place, model in enumerate(models):
+            ax.plot(PAPER.get(model, {}).get(metric, []), [place] * (metric in PAPER.get(model, {})), **hollow)
+            if model in REFERENCE_ROWS:
+                ax.axhspan(place - 0.5, place + 0.5, color="#f2f2f2", lw=0, zorder=0)
         ax.set(title=metric, xlabel="squared intensity, lower is better" if metric == "MSE" else "1 = identical")
-        ax.grid(False, axis="y")
-        ax.tick_params(axis="y", length=0)
-    first = np.ravel(panels)[0]
-    first.set_yticks(range(len(models)), [TITLES.get(model, model) for model in models])
-    first.set_ylim(len(models) - 0.5, -0.5)
-    entries = [ax.get_legend_handles_labels() for ax in np.ravel(panels)]
-    handles = {text: handle for entry in entries for handle, text in zip(*entry, strict=True)}
-    texts = sorted(handles, key=[*PAIRINGS, paper_label].index)
-    figure.legend([handles[text] for text in texts], texts, loc="outside lower center", ncols=4)
+    _as_rows(panels, [TITLES.get(model, model) for model in models])
+    keys = [_key(pairing, color=colour, marker=marker, ls="") for pairing, (_, colour, marker) in looks.items()]
+    figure.legend(handles=[*keys, INTERVAL, _key("paper (pairing not stated)", **hollow)], **BELOW)
     return figure
 
 
 def reactions_figure(table: pd.DataFrame) -> Figure:
     """What each measure of fidelity says of real slices made worse: a panel a measure, a row a change.
 
-    The line stands where the held-out slices are as they were; a row on its worse side has been noticed. A measure
-    that compares with the held-out slices themselves has none, and no panel.
+    The line stands where the held-out slices are as they were, in the band of their interval; a row on its worse side
+    has been noticed. A measure that compares with the held-out slices themselves has none, and no panel.
 
     Args:
         table: `fidelity.fidelity_table` of what `fidelity.disturbed` makes of the held-out slices.
     """
     changes = [model for model in dict.fromkeys(table["model"]) if model not in REFERENCE_ROWS]
     measures = list(dict.fromkeys(table.loc[table["model"] == REAL_TEST, "measure"]))
-    columns = 3
-    size = (9.5, (0.25 * len(changes) + 0.75) * -(-len(measures) // columns))
-    figure, panels = empty_figure(*size, -(-len(measures) // columns), columns, sharey=True, layout="constrained")
-    for ax in np.ravel(panels)[len(measures) :]:
+    columns, lines = 3, -(-len(measures) // 3)
+    size = (9.5, (0.25 * len(changes) + 0.85) * lines)
+    figure, panels = empty_figure(*size, lines, columns, sharey=True, squeeze=False, layout="constrained")
+    for ax in panels.flat[len(measures) :]:
         ax.set_axis_off()
-    for measure, ax in zip(measures, np.ravel(panels), strict=False):
+    for measure, ax in zip(measures, panels.flat, strict=False):
         rows = table[table["measure"] == measure].set_index("model")
-        before, rows = rows.loc[REAL_TEST, "value"], rows.loc[changes]
-        margins = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
-        ax.axvline(before, color=INK, lw=1.2)
-        ax.errorbar(rows["value"], range(len(changes)), xerr=margins, fmt="o", color=BLUE, markersize=5)
+        value, low, high = rows.loc[REAL_TEST, ["value", "low", "high"]]
+        ax.axvline(value, color=INK, lw=1.2)
+        ax.axvspan(low, high, color=PALE, alpha=0.4, lw=0)
+        _intervals(ax, rows.loc[changes], range(len(changes)), color=BLUE)
         better = MEASURES[measure]
-        ax.set(title=f"{measure}\n{better} is better" if better in ("lower", "higher") else f"{measure}\n{better}")
-        ax.title.set_fontsize(9)
-        ax.grid(False, axis="y")
-        ax.tick_params(axis="y", length=0)
-    first = np.ravel(panels)[0]
-    first.set_yticks(range(len(changes)), changes)
-    first.set_ylim(len(changes) - 0.5, -0.5)
-    handle = plt.Line2D([], [], color=INK, lw=1.2, label="held-out real slices as they are")
-    figure.legend(handles=[handle], loc="outside lower center")
+        ax.set(title=measure, xlabel=f"{better} is better" if better in ("lower", "higher") else f"best {better}")
+    _as_rows(panels, changes)
+    as_they_are = (Patch(color=PALE, alpha=0.4), _key("", lw=1.2))
+    figure.legend(
+        [as_they_are, INTERVAL], ["held-out real slices as they are, with interval", INTERVAL.get_label()], **BELOW
+    )
     return figure
 
 
 def power_spectrum_figure(real: Tensor, generated: Mapping[str, Tensor], pixel_mm: float) -> Figure:
     """Power at each spatial frequency, and its share of the real one's, with a dot where that falls to half.
 
+    The band holds the middle 80 % of the real slices, each by itself.
+
     Args:
         real: held-out slices (N, 1, S, S) in [−1, 1].
         generated: name → images (M, 1, S, S) in [−1, 1].
         pixel_mm: side of a pixel in mm.
     """
-    frequency, expected = power_spectrum(real, pixel_mm)
-    figure, (left, right) = empty_figure(9, 3.2, 1, 2, layout="constrained")
-    left.loglog(frequency, expected, color=INK, label="real")
-    right.axhline(1, color=INK, lw=1)
+    frequency, _ = power_spectrum(real, pixel_mm)
+    each = torch.stack([power_spectrum(image[None], pixel_mm)[1] for image in real])
+    expected, band = each.mean(dim=0), torch.quantile(each, torch.tensor([0.1, 0.9], dtype=each.dtype), dim=0)
+    figure, (left, right) = empty_figure(9, 3.4, 1, 2, layout="constrained")
+    left.plot(frequency, expected, color=INK, label="real")
+    left.fill_between(frequency, *band, color=PALE, alpha=0.4, lw=0, label="80 % of the real slices")
+    right.fill_between(frequency, *band / expected, color=PALE, alpha=0.4, lw=0)
+    right.axhline(1, color=INK)
     right.axhline(0.5, color=SOFT, lw=1, ls=":")
-    for name, images in generated.items():
-        _, power = power_spectrum(images, pixel_mm)
-        color = left.loglog(frequency, power, label=name)[0].get_color()
-        right.semilogx(frequency, power / expected, color=color)
+    highest = 1.0
+    for (name, images), colour, line in zip(generated.items(), cycle((BLUE, RED, GREEN)), cycle(("--", "-.", ":"))):
+        power = power_spectrum(images, pixel_mm)[1]
         half = half_power(frequency, power, expected)
-        if np.isfinite(half):
-            right.plot(half, 0.5, "o", color=color, label=f"{name}: half at {half:.3f} per mm")
-    left.set(xlabel="cycles per mm", ylabel="power, squared intensity", title="Power spectrum")
-    right.set(xlabel="cycles per mm", ylabel="share of the real power", title="Against the real slices")
-    right.set_ylim(0, 1.2 * right.get_ylim()[1])  # room for the legend
+        text = f"{name}: half at {half:.3f} per mm" if np.isfinite(half) else name
+        left.plot(frequency, power, color=colour, ls=line, label=text)
+        right.plot(frequency, power / expected, color=colour, ls=line)
+        right.plot(half, 0.5, "o", color=colour)
+        highest = max(highest, (power / expected).max().item())
+    left.set(yscale="log", ylabel="power (squared intensity)", title="Power spectrum")
+    right.set(ylabel="share of the real power", title="Against the real slices", ylim=(0, 1.2 * highest))
     for ax in (left, right):
-        ax.legend()
+        ax.set(xscale="log", xlabel="spatial frequency (cycles per mm)")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(_plain)
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    figure.legend(**BELOW | {"ncols": 2 + min(2, len(generated))})
     return figure
 
 
@@ -347,8 +365,8 @@ def closest_pairs_figure(images: Tensor, train: Slices, pairs: pd.DataFrame) -> 
 def utility_figure(table: pd.DataFrame, metric: str = "AUC", level: str = "patient") -> Figure:
     """How well HCM is told from the rest, an arm a line, and below what it gains over real slices only.
 
-    A column a number of real HCM patients. Hollow: the generator has seen more HCM patients than the arm has real
-    ones. Dashed: real slices only, of all patients.
+    A column a number of real HCM patients. White inside: the generator has seen more HCM patients than the arm has
+    real ones. Dashed: real slices only, of all patients.
 
     Args:
         table: as `utility.score` returns it.
@@ -356,9 +374,8 @@ def utility_figure(table: pd.DataFrame, metric: str = "AUC", level: str = "patie
         level: "slice" or "patient".
     """
     rows = table[(table["metric"] == metric) & (table["level"] == level)]
-    arms, numbers, models = (list(dict.fromkeys(rows[column])) for column in ("arm", "patients", "model"))
-    colours = dict(zip(models, (INK, BLUE, RED, GREEN, ORANGE, PURPLE, SKY), strict=False))
-    size = (2.7 * len(numbers) + 1.6, 0.38 * len(arms) + 1.8)
+    arms, numbers = (list(dict.fromkeys(rows[column])) for column in ("arm", "patients"))
+    size = (max(7, 2.7 * len(numbers) + 1.6), 0.38 * len(arms) + 1.8)
     figure, panels = empty_figure(
         *size, 2, len(numbers), sharey=True, sharex="row", squeeze=False, layout="constrained"
     )
@@ -368,27 +385,20 @@ def utility_figure(table: pd.DataFrame, metric: str = "AUC", level: str = "patie
             (column[0], shown, ["value", "low", "high"]),
             (column[1], shown[shown["verdict"] != "–"], ["gain", "gain_low", "gain_high"]),
         ):
-            value, low, high = part[names].to_numpy().T
-            places, margins = [arms.index(arm) for arm in part["arm"]], np.stack([value - low, high - value])
-            for i, (model, leaks) in enumerate(zip(part["model"], part["leaks"], strict=True)):
-                look = {"fmt": "o", "color": colours[model], "markerfacecolor": "white" if leaks else colours[model]}
-                ax.errorbar(value[i], places[i], xerr=margins[:, i : i + 1].clip(0), markersize=5, **look)
-            ax.grid(False, axis="y")
-            ax.tick_params(axis="y", length=0)
+            for (arm, model, leaks), one in part.groupby(["arm", "model", "leaks"], sort=False):
+                colour, marker = LOOKS.get(model, (INK, "o"))
+                look = {"color": colour, "marker": marker, "markerfacecolor": "white" if leaks else colour}
+                _intervals(ax, one, [arms.index(arm)], names, **look)
         column[0].set(title=patients_in_words(number), xlabel=f"{metric} by {level}")
-        column[1].set(xlabel="gain over real only")
+        column[1].set(xlabel=f"gain of {metric} over real only")
         column[1].axvline(0, color=SOFT, lw=1)
+        column[1].xaxis.set_major_locator(MaxNLocator(5))
         for reference in rows[(rows["patients"] == 0) & (rows["verdict"] == "–")]["value"]:
             column[0].axvline(reference, color=SOFT, ls=(0, (4, 3)), lw=1)
-    panels[0, 0].set_yticks(range(len(arms)), arms)
-    panels[0, 0].set_ylim(len(arms) - 0.5, -0.5)
-    handles = [
-        Line2D([], [], color=SOFT, ls=(0, (4, 3)), lw=1, label="real only, all HCM patients"),
-        Line2D(
-            [], [], color=SOFT, marker="o", ls="", markerfacecolor="white", label="generator has seen more HCM patients"
-        ),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    _as_rows(panels, arms)
+    all_real = _key("real only, all HCM patients", color=SOFT, ls=(0, (4, 3)), lw=1)
+    leaky = _key("generator has seen more HCM patients", color=SOFT, marker="o", ls="", markerfacecolor="white")
+    figure.legend(handles=[all_real, leaky, INTERVAL], **BELOW)
     return figure
 
 
@@ -414,7 +424,7 @@ def anatomy_overlay(sets: Mapping[str, tuple[Tensor, Tensor]], pixel_mm: float) 
 def measure_distributions(
     real: Mapping[str, Sequence[float]], generated: Mapping[str, Sequence[float]], label: str
 ) -> Figure:
-    """How a measure is spread in each set, as a histogram of its own height; the real medians run down as lines.
+    """How a measure is spread in each set, as a histogram of its own height, with its median; the real ones run down.
 
     Args:
         real, generated: name, such as "HCM" and "NOR", or a model's → values, such as `max_wall_mm`; NaN, not
@@ -430,24 +440,27 @@ def measure_distributions(
             text = f"{len(values)} of {len(sets[name])} slices can be measured, too few to draw"
             ax.text(0.5, place, text, transform=ax.get_yaxis_transform(), ha="center", va="center", backgroundcolor="w")
             continue
-        colour = (RED, BLUE, GREEN)[place % 3] if place < len(real) else SOFT
+        colour, line = (INK, SOFT, PALE)[place % 3], (":", "--", "-.")[place % 3]
+        if place >= len(real):
+            colour = LOOKS.get(list(generated)[place - len(real)], (SOFT,))[0]
         density = np.histogram(values, bins)[0]
-        ax.stairs(place + 0.4 - 0.8 * density / density.max(), bins, baseline=place + 0.4, fill=True, color=colour)
+        ax.stairs(
+            place + 0.4 - 0.8 * density / density.max(), bins, baseline=place + 0.4, fill=True, color=colour, alpha=0.5
+        )
         median = np.median(values)
-        ax.plot([median, median], [place - 0.4, place + 0.4], color=INK, lw=1.5)
+        ax.plot([median, median], [place - 0.4, place + 0.4], color=colour, lw=2)
         if place < len(real):
-            ax.axvline(median, color=colour, lw=1, ls=":", zorder=0)
-    ax.set_yticks(range(len(kept)), [f"{name} ({len(values)})" for name, values in kept.items()])
-    ax.set(xlabel=label, ylim=(len(kept) - 0.5, -0.5))
-    ax.grid(False, axis="y")
-    ax.tick_params(axis="y", length=0)
+            ax.axvline(median, color=colour, lw=1, ls=line, zorder=0, label=f"median of {name}")
+    _as_rows(ax, [f"{name} ({len(values)})" for name, values in kept.items()])
+    ax.set(xlabel=label)
+    figure.legend(**BELOW)
     return figure
 
 
 def cost_figure(table: pd.DataFrame, quality: str, label: str) -> Figure:
     """What quality costs: the time of 1,000 images against a figure of merit, a point a model.
 
-    Several points of one model, diffusion in several numbers of steps, are joined and each bears its number.
+    Several points of one model, diffusion in several numbers of steps, are joined and each bears that number.
 
     Args:
         table: rows of `cost.cost_table` and `cost.draw_in_steps`, with the quality in a column: model,
@@ -455,21 +468,22 @@ def cost_figure(table: pd.DataFrame, quality: str, label: str) -> Figure:
         quality: the column to draw, on a logarithmic axis; rows that lack it are left out.
         label: of its axis, which should say whether more or less is better.
     """
-    missing = [column for column in ("model", "seconds_sampling", quality) if column not in table]
-    if missing:
-        raise DataError(f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    _require("table", table, "model", "seconds_sampling", quality)
     figure, ax = empty_figure(6, 3.6, layout="constrained")
     for name, rows in table.dropna(subset=[quality]).groupby("model", sort=False):
         rows = rows.sort_values("seconds_sampling")
-        ax.plot(rows["seconds_sampling"], rows[quality], "o-", ms=7, lw=1, label=TITLES.get(name, name))
-        for row in rows.dropna(subset=["steps"]).itertuples() if "steps" in rows else ():
+        colour, marker = LOOKS.get(name, (INK, "o"))
+        in_steps = rows.dropna(subset=["steps"]) if "steps" in rows else rows[:0]
+        title = TITLES.get(name, name) + ", in steps" * bool(len(in_steps))
+        ax.plot(rows["seconds_sampling"], rows[quality], marker=marker, color=colour, ms=7, lw=1, label=title)
+        for row in in_steps.itertuples():
             place = row.seconds_sampling, getattr(row, quality)
-            ax.annotate(f"{row.steps:.0f}", place, (0, 7), textcoords="offset points", ha="center", fontsize=8)
-    ax.set(xscale="log", xlabel="seconds for 1,000 images", ylabel=label)
+            ax.annotate(f"{row.steps:.0f}", place, (5, 5), textcoords="offset points", fontsize=8)
+    ax.set(xscale="log", xlabel="time of 1,000 images (s)", ylabel=label)
     ax.set_yscale("symlog", linthresh=0.1, linscale=0.5)  # a KID runs over three decades, and may be below 0
     ax.set_ylim(min(0, 1.5 * table[quality].min()), max(0.1, 1.8 * table[quality].max()))
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_major_formatter(_plain)
     figure.legend(loc="outside right center")
     return figure
 
@@ -483,20 +497,18 @@ def group_figure(table: pd.DataFrame) -> Figure:
     measures = {"recognised": "share recognised, dotted: by chance", "MS-SSIM": "MS-SSIM of pairs, 1 = identical"}
     groups, models = (list(dict.fromkeys(table[name])) for name in ("group", "model"))
     figure, panels = empty_figure(8, 0.45 * len(groups) + 1, 1, 2, sharey=True, layout="constrained")
+    looks = {REAL_TEST: {"color": INK, "marker": "o"}, REAL_TRAIN: {"color": INK, "marker": "o", "mfc": "white"}}
     for (measure, label), ax in zip(measures.items(), panels, strict=True):
-        for i, (model, marker) in enumerate(zip(models, "so^Dv", strict=False)):
+        for i, model in enumerate(models):
             rows = table[(table["model"] == model) & (table["measure"] == measure)].set_index("group").loc[groups]
-            margins = (rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy()) * [[-1], [1]]
             places = np.arange(len(groups)) + 0.2 * (i - (len(models) - 1) / 2)
-            look = {"fmt": marker, "markersize": 5, "color": SOFT if model in REFERENCE_ROWS else BLUE}
-            look |= {"markerfacecolor": "none"} if model == REAL_TRAIN else {}
-            ax.errorbar(rows["value"], places, xerr=np.maximum(margins, 0), label=TITLES.get(model, model), **look)
+            look = looks.get(model) or dict(zip(("color", "marker"), LOOKS[model], strict=True))
+            _intervals(ax, rows, places, label=TITLES.get(model, model), **look)
         ax.set(xlabel=label, xlim=(-0.02, 1.02))
-        ax.grid(False, axis="y")
     panels[0].axvline(1 / (len(groups) - 1), color=INK, ls=":", lw=1)
-    panels[0].set_yticks(range(len(groups)), groups)
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(models))
+    _as_rows(panels, groups)
+    panels[0].set_ylabel("group")
+    figure.legend(handles=[*panels[0].get_legend_handles_labels()[0], INTERVAL], **BELOW)
     return figure
 
 
@@ -509,15 +521,16 @@ def correlation_map(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """
     values, low, high = (table.pivot(index="code", columns="measure", values=name) for name in ("value", "low", "high"))
     rows = len(values)
-    figure, ax = empty_figure(1.3 * len(titles) + 1, 0.7 * rows + 0.9, layout="constrained")
+    figure, ax = empty_figure(1.4 * len(titles) + 1, 0.7 * rows + 0.9, layout="constrained")
     shown = values[list(titles)].to_numpy()
-    ax.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    picture = ax.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    figure.colorbar(picture, label="rank correlation", ticks=[-1, 0, 1])
     for i, code in enumerate(values.index):
         for j, measure in enumerate(titles):
             interval = f"[{low.loc[code, measure]:.2f}, {high.loc[code, measure]:.2f}]"
             text = "too few" if np.isnan(shown[i, j]) else f"{shown[i, j]:.2f}\n{interval}"
             colour = "white" if abs(shown[i, j]) > 0.6 else INK
-            ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=8)
+            ax.text(j, i, text.replace("-", "−"), ha="center", va="center", color=colour, fontsize=8)
     ax.set_xticks(range(len(titles)), titles.values())
     ax.set_yticks(range(rows), [f"code {code}" for code in values.index])
     ax.grid(False)
@@ -532,12 +545,45 @@ def empty_figure(width: float, height: float, rows: int = 1, columns: int = 1, *
     return figure, axes
 
 
-def _curve(axes: Axes, history: pd.DataFrame, column: str, **look) -> None:
+def _curve(axes: Axes, history: pd.DataFrame, column: str) -> None:
+    """A loss as a line, and the validation in green with squares wherever it stands, its best epoch in a ring."""
     drawn = history[["epoch", column]].dropna()
-    marker = "o" if len(drawn) <= 30 else None  # a single epoch is a point and would show no line
     label = f"${column}$" if column.startswith("L_") else column.replace("_", " ")  # a symbol, or words
-    line = axes.plot(drawn["epoch"], drawn[column], marker=marker, ms=3, label=label, **look)[0]
+    look = {"marker": "o" if len(drawn) == 1 else None}  # a single epoch is a point and would show no line
+    if column == "validation":
+        look = {"marker": "s", "markevery": max(1, len(drawn) // 20), "color": GREEN, "ls": "-"}
+    axes.plot(drawn["epoch"], drawn[column], ms=3, label=label, **look)
     if column == "validation" and len(drawn):
         best = drawn.loc[drawn[column].idxmin()]
-        ring = {"markerfacecolor": "none", "markersize": 9, "color": line.get_color()}
+        ring = {"markerfacecolor": "none", "markersize": 9, "color": GREEN}
         axes.plot(best["epoch"], best[column], "o", label=f"best, epoch {best['epoch']:.0f}", **ring)
+
+
+def _intervals(
+    axes: Axes, rows: pd.DataFrame, places: Sequence[float], names: Sequence[str] = ("value", "low", "high"), **look
+) -> None:
+    """A point a row, on a line from end to end of its interval, which may lie beside it; NaN: no interval."""
+    value, low, high = rows[list(names)].to_numpy(float).T
+    known = ~np.isnan(low)
+    axes.hlines(np.array(places)[known], low[known], high[known], color=look["color"], lw=1.5)
+    axes.plot(value, places, **{"marker": "o", "markersize": 5, "ls": ""} | look)
+
+
+def _as_rows(panels: Axes | np.ndarray, names: Sequence[str]) -> None:
+    """Names down the y axis that the panels share, the first on top, without lines between them."""
+    first, *_ = np.ravel(panels)
+    for ax in np.ravel(panels):
+        ax.grid(False, axis="y")
+        ax.tick_params(axis="y", length=0)
+    first.set_yticks(range(len(names)), names)
+    first.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _plain(value: float, _: int) -> str:
+    return f"{value:g}"
+
+
+def _require(what: str, table: pd.DataFrame, *columns: str) -> None:
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise DataError(f"the {what} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")

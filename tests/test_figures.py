@@ -1,6 +1,12 @@
-"""What the figures hold: axes, series and values, and that no text of a diagram runs into another."""
+"""What the figures hold: axes, series and values; and that each can be read: letters, places, colours, grey print."""
 
+import base64
+import io
 import itertools
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -8,10 +14,16 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colors import same_color, to_hex
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
+from matplotlib.text import Text
+from PIL import Image
 
+import hcm_helpers
 from hcm_helpers import diagrams, figures, notebook
 from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.similarity import TITLES
 from hcm_helpers.slices import Slices
 
 DIAGRAMS = [diagrams.vae, diagrams.gan, diagrams.diffusion]
@@ -32,6 +44,258 @@ def numbered_images(count, size=32):
     images = -torch.ones(count, 1, size, size)
     images[:, 0, 3, 5] = torch.arange(count) / count
     return images
+
+
+def intervals(axes):
+    """The ends of every interval drawn, from the first on."""
+    lines = [lines for lines in axes.collections if isinstance(lines, LineCollection)]
+    return [segment[:, 0].tolist() for segments in lines for segment in segments.get_segments()]
+
+
+def points(axes):
+    """The places of every series of points, in the order drawn."""
+    return [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "None"]
+
+
+def gallery():
+    rows = [
+        (f"{group}{number}", group, phase, position)
+        for group in ("HCM", "NOR")
+        for number in range(2 if group == "HCM" else 1)
+        for phase in ("ED", "ES")
+        for position in (0.0, 0.4, 1.0)
+    ]
+    manifest = pd.DataFrame(rows, columns=["patient", "group", "phase", "position"])
+    labels = torch.tensor([GROUPS.index(group) for group in manifest["group"]])
+    return Slices(numbered_images(18), labels, torch.zeros(18, 32, 32, dtype=torch.uint8), manifest, "fingerprint")
+
+
+def one_mask():
+    mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    mask[0, 8:24, 4:12] = 1
+    mask[0, 8:24, 12:28] = 2
+    mask[0, 12:20, 16:24] = 3
+    return mask
+
+
+def costs():
+    models = {"model": ["vae", "gan", "acgan"], "seconds_sampling": [1.0, 2.0, 3.0], "kid": [0.3, 0.1, None]}
+    steps = {"model": "diffusion", "steps": [50, 5], "seconds_sampling": [90.0, 9.0], "kid": [0.05, 0.2]}
+    return pd.concat([pd.DataFrame(models), pd.DataFrame(steps)])
+
+
+def similarities():
+    rows = [
+        (model, pairing, metric, 0.4, 0.3, 0.45)
+        for metric in ("SSIM", "MSE")
+        for model, pairings in (
+            ("vae", ("random", "nearest train", "nearest test")),
+            ("real test slices", ["random"]),
+        )
+        for pairing in pairings
+    ]
+    return pd.DataFrame(rows, columns=["model", "pairing", "metric", "value", "low", "high"])
+
+
+def reactions():
+    rows = [
+        (model, measure, value, value - 0.1, value + 0.2, 20, "images")
+        for measure, values in (("KID", (2.0, 3.0, 1.0, 0.5)), ("recall", (0.2, 0.3, 0.4, 0.9)))
+        for model, value in zip(("noise", "blur", "real test slices", "real train slices"), values, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["model", "measure", "value", "low", "high", "n", "drawn"])
+
+
+def group_rows():
+    """The interval of HCM lies beside its value, as those of a biased measure may; all groups together have none."""
+    ends = {"NOR": (-0.1, 0.2), "HCM": (0.05, 0.2), "all": (np.nan, np.nan)}
+    rows = [
+        (model, group, measure, value, value + ends[group][0], value + ends[group][1], 10)
+        for model, shift in (("acgan", 0.0), ("real test slices", 0.3))
+        for measure, value in (("recognised", 0.4 + shift), ("MS-SSIM", 0.2 + shift))
+        for group in ends
+    ]
+    return pd.DataFrame(rows, columns=["model", "group", "measure", "value", "low", "high", "n"])
+
+
+def correlations():
+    rows = [
+        (1, "b", 0.5, 0.4, 0.6),
+        (1, "a", -0.9, -0.95, -0.8),
+        (2, "b", np.nan, np.nan, np.nan),
+        (2, "a", 0, -0.1, 0.1),
+    ]
+    return pd.DataFrame(rows, columns=["code", "measure", "value", "low", "high"])
+
+
+def uses():
+    """Two arms beside 2 and all patients; the DCGAN has seen more than 2."""
+    rows = [
+        (
+            patients,
+            arm,
+            model,
+            model == "dcgan" and patients == 2,
+            "patient",
+            "AUC",
+            0.7,
+            0.6,
+            0.9,
+            0.1,
+            -0.1,
+            0.2,
+            verdict,
+        )
+        for patients in (2, 0)
+        for arm, model, verdict in (("real only", "–", "–"), ("real + DCGAN ×1", "dcgan", "no difference"))
+    ]
+    names = ["patients", "arm", "model", "leaks", "level", "metric", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=[*names, "gain", "gain_low", "gain_high", "verdict"])
+
+
+def spectra():
+    noise = torch.randn(20, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    return figures.power_spectrum_figure(noise, {"alike": noise, "fainter": noise * 0.5}, pixel_mm=2.0)
+
+
+def pairs():
+    table = pd.DataFrame({"cc": [0.9, 0.8], "cc_row": [5, 2], "patient": ["patient005", "patient002"]}, index=[3, 0])
+    return figures.closest_pairs_figure(numbered_images(4), Slices(numbered_images(8), None, None, None, ""), table)
+
+
+WALLS = {"HCM": np.arange(10.0, 31.0), "NOR": [*np.arange(5.0, 16.0), np.nan]}
+EXAMPLES = {  # one a figure function
+    "vae": diagrams.vae,
+    "gan": diagrams.gan,
+    "diffusion": diagrams.diffusion,
+    "image_grid": lambda: figures.image_grid(numbered_images(4), 2, list("abcd"), ["up", "down"], "Four"),
+    "slice_gallery": lambda: figures.slice_gallery(gallery()),
+    "mask_overlay": lambda: figures.mask_overlay(numbered_images(5), one_mask().expand(5, -1, -1), 2.5, list("abcde")),
+    "loss_curves": lambda: figures.loss_curves(history(40), ["generator", "critic"], title="GAN"),
+    "original_and_generated": lambda: figures.original_and_generated(
+        numbered_images(1)[0], dict.fromkeys(TITLES, numbered_images(1)[0])
+    ),
+    "similarity_figure": lambda: figures.similarity_figure(similarities()),
+    "reactions_figure": lambda: figures.reactions_figure(reactions()),
+    "power_spectrum_figure": spectra,
+    "closest_pairs_figure": pairs,
+    "utility_figure": lambda: figures.utility_figure(uses()),
+    "anatomy_overlay": lambda: figures.anatomy_overlay(
+        {
+            "real": (numbered_images(2), one_mask().expand(2, -1, -1)),
+            "VAE": (numbered_images(2), torch.zeros(2, 32, 32)),
+        },
+        pixel_mm=2.5,
+    ),
+    "measure_distributions": lambda: figures.measure_distributions(
+        WALLS, {"dcgan": np.full(50, 14.0), "gan": [12.0] * 9 + [np.nan] * 11}, "largest wall (mm)"
+    ),
+    "cost_figure": lambda: figures.cost_figure(costs(), "kid", "KID (less is better)"),
+    "group_figure": lambda: figures.group_figure(group_rows()),
+    "correlation_map": lambda: figures.correlation_map(correlations(), {"a": "area", "b": "brightness"}),
+}
+LABELS = {  # what stands at the x and y axes, from the first panel on; a diagram or a grid of images has none
+    "mask_overlay": [*[("", "y (mm)"), ("x (mm)", ""), ("x (mm)", ""), ("x (mm)", "")], ("x (mm)", "y (mm)")],
+    "loss_curves": [("epoch", "loss"), ("epoch", "validation, lower is better")],
+    "similarity_figure": [("1 = identical", ""), ("squared intensity, lower is better", "")],
+    "reactions_figure": [("lower is better", ""), ("higher is better", "")],
+    "power_spectrum_figure": [
+        ("spatial frequency (cycles per mm)", "power (squared intensity)"),
+        ("spatial frequency (cycles per mm)", "share of the real power"),
+    ],
+    "utility_figure": [("AUC by patient", "")] * 2 + [("gain of AUC over real only", "")] * 2,
+    "anatomy_overlay": [("", "real\ny (mm)"), ("", ""), ("x (mm)", "VAE\ny (mm)"), ("x (mm)", "")],
+    "measure_distributions": [("largest wall (mm)", "")],
+    "cost_figure": [("time of 1,000 images (s)", "KID (less is better)")],
+    "group_figure": [("share recognised, dotted: by chance", "group"), ("MS-SSIM of pairs, 1 = identical", "")],
+    "correlation_map": [("", ""), ("", "rank correlation")],
+}
+INTERVALS = {"similarity_figure": 8, "reactions_figure": 4, "utility_figure": 6, "group_figure": 8}
+
+
+@cache
+def example(name):
+    return EXAMPLES[name]()
+
+
+def drawn_texts(figure, monkeypatch):
+    """Every text that stands in the picture, with its box in pixels."""
+    found, draw = [], Text.draw
+
+    def record(text, renderer):
+        draw(text, renderer)
+        if text.get_visible() and text.get_text().strip():
+            found.append((text, text.get_window_extent(renderer)))
+
+    monkeypatch.setattr(Text, "draw", record)
+    FigureCanvasAgg(figure).draw()
+    return found
+
+
+def test_every_figure_function_has_its_picture_tests():
+    sources = [path.read_text(encoding="utf-8") for path in Path(hcm_helpers.__file__).parent.rglob("*.py")]
+    named = [name for text in sources for name in re.findall(r"^def ([a-z]\w*)\([^)]*\) -> Figure:", text, re.M)]
+    assert sorted(named) == sorted(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_text_can_be_read(name, monkeypatch):
+    figure = example(name)
+    found = drawn_texts(figure, monkeypatch)
+    assert found
+    assert min(text.get_fontsize() for text, _ in found) >= 8
+    for (text, a), (other, b) in itertools.combinations(found, 2):
+        assert not a.overlaps(b), (text.get_text(), other.get_text())
+    if figure.get_layout_engine() is not None:  # the others are cut to what they hold when they are saved
+        for text, box in found:
+            assert figure.bbox.x0 <= box.x0, text.get_text()
+            assert box.x1 <= figure.bbox.x1, text.get_text()
+            assert figure.bbox.y0 <= box.y0, text.get_text()
+            assert box.y1 <= figure.bbox.y1, text.get_text()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_axes_say_what_they_show_and_in_which_unit(name):
+    panels = [axes for axes in example(name).axes if axes.axison]
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in panels] == LABELS.get(name, [])
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_intervals_are_drawn(name):
+    axes = example(name).axes
+    assert sum(len(intervals(panel)) for panel in axes) == INTERVALS.get(name, 0)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_series_differ_without_their_colours_and_no_legend_hides_them(name):
+    figure = example(name)
+    palette = {value.lower() for value in vars(figures).values() if isinstance(value, str) and value.startswith("#")}
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        assert {to_hex(line.get_color()) for line in axes.lines} <= palette
+        lines = [line for line in axes.lines if not line.get_label().startswith("_")]
+        looks = [
+            (line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() in ("none", "white")) for line in lines
+        ]
+        assert len(set(looks)) == len(looks) or name == "power_spectrum_figure"  # whose dots lie on lines that differ
+        if legend := axes.get_legend():
+            box = legend.get_window_extent()
+            for line in axes.lines:
+                path = line.get_transform().transform_path(line.get_path())
+                assert not path.intersects_bbox(box, filled=False), line.get_label()
+
+
+def test_a_model_has_its_colour_and_marker_in_every_figure():
+    colours, markers = zip(*figures.LOOKS.values(), strict=True)
+    assert list(figures.LOOKS) == list(TITLES)
+    assert len(set(colours)) == len(set(markers)) == len(TITLES)
+    (cost,) = figures.cost_figure(costs().assign(model="dcgan", steps=np.nan), "kid", "KID").axes
+    (distributions,) = example("measure_distributions").axes
+    group = figures.group_figure(group_rows().replace("acgan", "dcgan")).axes[0]
+    use = example("utility_figure").axes[1]
+    for line in (cost.lines[0], group.lines[0], use.lines[1]):
+        assert (line.get_color(), line.get_marker()) == figures.LOOKS["dcgan"]
+    assert same_color(distributions.patches[2].get_facecolor()[:3], figures.LOOKS["dcgan"][0])
 
 
 def test_image_grid_puts_every_image_in_its_place():
@@ -77,17 +341,7 @@ def test_original_comes_first_and_the_models_by_name():
 
 
 def test_slice_gallery_shows_the_middle_slice_of_each_patient():
-    rows = [
-        (f"{group}{number}", group, phase, position)
-        for group in ("HCM", "NOR")
-        for number in range(2 if group == "HCM" else 1)
-        for phase in ("ED", "ES")
-        for position in (0.0, 0.4, 1.0)
-    ]
-    manifest = pd.DataFrame(rows, columns=["patient", "group", "phase", "position"])
-    labels = torch.tensor([GROUPS.index(group) for group in manifest["group"]])
-    masks = torch.zeros(18, 32, 32, dtype=torch.uint8)
-    slices = Slices(numbered_images(18), labels, masks, manifest, "fingerprint")
+    slices = gallery()
     figure = figures.slice_gallery(slices, columns=2)
     assert texts(figure) == {"NOR0 · 0.40", "HCM0 · 0.40", "HCM1 · 0.40", "NOR", "HCM"}
     values = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)
@@ -96,16 +350,16 @@ def test_slice_gallery_shows_the_middle_slice_of_each_patient():
     assert found == pytest.approx([13 / 18, 1 / 18, 7 / 18])  # NOR comes first, as in GROUPS
     assert np.isnan(values[:32, 33:]).all()
     with pytest.raises(DataError, match="end-diastolic"):
-        figures.slice_gallery(Slices(slices.images, labels, masks, manifest.assign(phase="ES"), ""))
+        figures.slice_gallery(replace(slices, manifest=slices.manifest.assign(phase="ES")))
 
 
 def test_mask_overlay_outlines_each_structure_in_millimetres():
-    mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
-    mask[0, 8:24, 4:12] = 1
-    mask[0, 8:24, 12:28] = 2
-    mask[0, 12:20, 16:24] = 3
-    figure = figures.mask_overlay(numbered_images(1), mask, pixel_mm=2.5, titles=["patient001"])
+    image = numbered_images(2)[1:]
+    figure = figures.mask_overlay(image, one_mask(), pixel_mm=2.5, titles=["patient001"])
     (axes,) = figure.axes
+    assert np.array_equal(axes.images[0].get_array(), image[0, 0])
+    assert axes.images[0].get_clim() == (-1, 1)
+    assert axes.images[0].get_extent() == [0, 80, 80, 0]
     assert axes.get_xlim() == (0, 80)
     assert axes.get_ylim() == (80, 0)
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("x (mm)", "y (mm)", "patient001")
@@ -124,7 +378,7 @@ def test_mask_overlay_outlines_each_structure_in_millimetres():
         expected = np.array([left, top, right, bottom]) * 2.5
         np.testing.assert_allclose([*vertices.min(0), *vertices.max(0)], expected)
     with pytest.raises(DataError, match="differ"):
-        figures.mask_overlay(numbered_images(2), mask, 2.5)
+        figures.mask_overlay(numbered_images(2), one_mask(), 2.5)
 
 
 def ring(thickness, size=32):
@@ -159,16 +413,15 @@ def test_anatomy_overlay_says_how_thick_or_why_not():
 
 
 def test_distributions_stand_under_each_other_with_the_real_medians_through_them():
-    real = {"HCM": np.arange(10.0, 31.0), "NOR": [*np.arange(5.0, 16.0), np.nan]}
     generated = {"vae": np.full(50, 14.0), "gan": [12.0] * 9 + [np.nan] * 11}
-    figure = figures.measure_distributions(real, generated, "largest wall (mm)")
+    figure = figures.measure_distributions(WALLS, generated, "largest wall (mm)")
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["HCM (21)", "NOR (11)", "VAE (50)", "GAN (9)"]
     assert texts(figure) == {"9 of 20 slices can be measured, too few to draw"}
     assert len(axes.patches) == 3  # one histogram a set that can be drawn
-    through = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+    through = {line.get_label(): line.get_xdata()[0] for line in axes.lines if line.get_linestyle() != "-"}
     own = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "-"]
-    assert through == [20, 10]
+    assert through == {"median of HCM": 20, "median of NOR": 10}
     assert own == [20, 10, 14]
     vae = axes.patches[2].get_data()
     assert (vae.values < vae.baseline).sum() == 1  # all in one bin, upwards from the line
@@ -177,19 +430,15 @@ def test_distributions_stand_under_each_other_with_the_real_medians_through_them
 
 
 def test_cost_figure_has_a_point_a_model_and_a_line_of_steps():
-    costs = pd.DataFrame(
-        {"model": ["vae", "gan", "acgan"], "seconds_sampling": [1.0, 2.0, 3.0], "kid": [0.3, 0.1, None]}
-    )
-    steps = pd.DataFrame({"model": "diffusion", "steps": [50, 5], "seconds_sampling": [90.0, 9.0], "kid": [0.05, 0.2]})
-    figure = figures.cost_figure(pd.concat([costs, steps]), "kid", "KID (less is better)")
+    figure = figures.cost_figure(costs(), "kid", "KID (less is better)")
     (axes,) = figure.axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert drawn == {"VAE": [[1, 0.3]], "GAN": [[2, 0.1]], "Diffusion": [[9, 0.2], [90, 0.05]]}
+    assert drawn == {"VAE": [[1, 0.3]], "GAN": [[2, 0.1]], "Diffusion, in steps": [[9, 0.2], [90, 0.05]]}
     assert {text.get_text(): text.xy for text in axes.texts} == {"5": (9, 0.2), "50": (90, 0.05)}
     assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylabel()) == ("log", "symlog", "KID (less is better)")
     with pytest.raises(DataError, match="no column ssim; it has model"):
-        figures.cost_figure(costs, "ssim", "SSIM")
-    assert len(figures.cost_figure(costs, "kid", "KID").axes[0].lines) == 2
+        figures.cost_figure(costs().drop(columns="steps"), "ssim", "SSIM")
+    assert len(figures.cost_figure(costs().iloc[:3].drop(columns="steps"), "kid", "KID").axes[0].lines) == 2
 
 
 def test_loss_curves_draw_each_column_and_ring_the_best_epoch():
@@ -198,7 +447,7 @@ def test_loss_curves_draw_each_column_and_ring_the_best_epoch():
     assert [line.get_label() for line in left.lines] == ["generator", "critic"]
     np.testing.assert_allclose(left.lines[0].get_ydata(), [2, 1, 2 / 3, 0.5])
     assert (left.get_xlabel(), left.get_ylabel(), left.get_title()) == ("epoch", "loss", "GAN")
-    assert right.get_ylabel() == "validation"
+    assert right.get_xlim() == left.get_xlim()
     curve, ring = right.lines
     assert curve.get_xdata().tolist() == [1, 3, 4]  # the epoch without a validation is left out
     assert (ring.get_xdata().item(), ring.get_ydata().item()) == (3, 0.3)
@@ -222,75 +471,56 @@ def test_an_unknown_loss_is_refused_with_the_known_ones():
 
 
 def test_similarity_figure_shows_ours_the_papers_and_the_real_rows():
-    rows = [
-        (model, pairing, metric, 0.4, 0.3, 0.45)
-        for metric in ("SSIM", "MSE")
-        for model, pairings in (
-            ("vae", ("random", "nearest train", "nearest test")),
-            ("real test slices", ["random"]),
-        )
-        for pairing in pairings
-    ]
-    table = pd.DataFrame(rows, columns=["model", "pairing", "metric", "value", "low", "high"])
-    figure = figures.similarity_figure(table)
+    figure = figures.similarity_figure(similarities())
     ssim, mse = figure.axes
     assert (ssim.get_title(), mse.get_title()) == ("SSIM", "MSE")
     assert [label.get_text() for label in ssim.get_yticklabels()] == ["VAE", "real test slices"]
-    assert len(ssim.containers) == len(mse.containers) == 3
-    points, _, (bars,) = ssim.containers[0]
-    assert points.get_xdata().tolist() == [0.4, 0.4]
-    np.testing.assert_allclose(bars.get_segments()[0][:, 0], [0.3, 0.45])
-    (paper,) = [line for line in ssim.lines if line.get_label().startswith("paper")]
-    assert paper.get_xydata().tolist() == [[0.9028, 0]]
-    assert paper.get_markerfacecolor() == "none"
-    assert not [line for line in mse.lines if line.get_label().startswith("paper")]
+    assert points(ssim)[:3] == [[[0.4, -0.22], [0.4, 0.78]], [[0.4, 0]], [[0.4, 0.22]]]
+    assert intervals(ssim) == [pytest.approx([0.3, 0.45])] * 4
+    assert points(ssim)[3:] == [[[0.9028, 0]], []]
+    assert points(mse)[3:] == [[], []]
     (legend,) = figure.legends
     entries = [text.get_text() for text in legend.get_texts()]
-    assert entries == ["random", "nearest train", "nearest test", "paper (pairing not stated)"]
+    assert entries == ["random", "nearest train", "nearest test", "95 % interval", "paper (pairing not stated)"]
     assert ssim.get_ylim() == (1.5, -0.5)
 
 
 def test_reactions_figure_shows_each_change_beside_the_undisturbed():
-    rows = [
-        (model, measure, value, value - 0.1, value + 0.2, 20, "images")
-        for measure, values in (("KID", (2.0, 3.0, 1.0, 0.5)), ("recall", (0.2, 0.3, 0.4, 0.9)))
-        for model, value in zip(("noise", "blur", "real test slices", "real train slices"), values, strict=True)
-    ]
-    table = pd.DataFrame(rows, columns=["model", "measure", "value", "low", "high", "n", "drawn"])
-    figure = figures.reactions_figure(table)
-    panels = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in panels] == ["KID\nlower is better", "recall\nhigher is better"]
+    panels = figures.reactions_figure(reactions()).axes
+    assert [axes.get_title() for axes in panels if axes.axison] == ["KID", "recall"]
     assert [label.get_text() for label in panels[0].get_yticklabels()] == ["noise", "blur"]
-    line, dots = panels[0].lines[:2]
-    assert list(line.get_xdata()) == [1.0, 1.0]
-    assert list(dots.get_xdata()) == [2.0, 3.0]
-    (bars,) = panels[1].collections
-    assert [segment[:, 0].tolist() for segment in bars.get_segments()] == [
-        pytest.approx([0.1, 0.4]),
-        pytest.approx([0.2, 0.5]),
-    ]
+    assert panels[0].lines[0].get_xdata() == [1.0, 1.0]
+    band = panels[0].patches[0].get_extents().transformed(panels[0].transData.inverted())
+    assert (band.x0, band.x1) == pytest.approx((0.9, 1.2))
+    assert points(panels[0]) == [[[2, 0], [3, 1]]]
+    assert intervals(panels[1]) == [pytest.approx([0.1, 0.4]), pytest.approx([0.2, 0.5])]
 
 
 def test_power_spectra_stand_beside_their_share_of_the_real_one():
-    noise = torch.randn(40, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    real, fainter = noise[:20], noise[:20] * torch.tensor(0.5)
-    figure = figures.power_spectrum_figure(real, {"alike": real, "fainter": fainter}, pixel_mm=2.0)
+    figure = spectra()
     left, right = figure.axes
     frequencies = [line.get_xdata() for line in left.lines]
     assert all(np.allclose(found, np.arange(1, 17) / 64) for found in frequencies)  # 32 pixels of 2 mm
-    assert [text.get_text() for text in left.get_legend().get_texts()] == ["real", "alike", "fainter"]
+    names = ["real", "80 % of the real slices", "alike", "fainter: half at 0.016 per mm"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
     shares = {line.get_color(): line.get_ydata() for line in right.lines if len(line.get_xdata()) == 16}
     colours = [line.get_color() for line in left.lines]
     assert shares[colours[1]] == pytest.approx(np.ones(16))
     assert shares[colours[2]] == pytest.approx(np.full(16, 0.25))  # half the contrast, a quarter of the power
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["fainter: half at 0.016 per mm"]
-    assert [ax.get_xlabel() for ax in figure.axes] == ["cycles per mm"] * 2
+    assert points(right)[1] == [[pytest.approx(1 / 64), 0.5]]
+
+
+def test_the_band_of_a_power_spectrum_holds_eight_in_ten_slices():
+    image = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    contrasts = torch.arange(1.0, 12.0).sqrt()[:, None, None, None]  # whose powers go as 1, 2, …, 11
+    right = figures.power_spectrum_figure(image * contrasts, {}, pixel_mm=2.0).axes[1]
+    (band,) = [collection for collection in right.collections if isinstance(collection, PolyCollection)]
+    ends = band.get_paths()[0].vertices[:, 1]
+    assert (ends.min(), ends.max()) == pytest.approx((2 / 6, 10 / 6))
 
 
 def test_closest_pairs_stand_above_their_training_slices():
-    train = Slices(numbered_images(8), None, None, None, "")
-    pairs = pd.DataFrame({"cc": [0.9, 0.8], "cc_row": [5, 2], "patient": ["patient005", "patient002"]}, index=[3, 0])
-    figure = figures.closest_pairs_figure(numbered_images(4), train, pairs)
+    figure = pairs()
     (axes,) = figure.axes
     names = {"CC 0.90", "CC 0.80", "patient005", "patient002", "generated", "training"}
     assert texts(figure) == names
@@ -353,14 +583,27 @@ def test_nothing_in_a_diagram_overlaps(draw):
 
 def test_the_same_figure_gives_the_same_files(tmp_path):
     paths = [figures.save(diagrams.gan(), tmp_path / name, "figure_02_gan") for name in "ab"]
-    assert [path.name for path in paths[0]] == ["figure_02_gan.png", "figure_02_gan.svg"]
+    assert [path.name for path in paths[0]] == ["figure_02_gan.svg", "figure_02_gan.pdf", "figure_02_gan.png"]
     for first, second in zip(*paths, strict=True):
         assert first.read_bytes() == second.read_bytes()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
-        "figure_02_gan.png",
-        "figure_02_gan.svg",
-    ]
-    assert b"<dc:date>" not in paths[0][1].read_bytes()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in paths[0])
+    assert b"<dc:date>" not in paths[0][0].read_bytes()
+
+
+def test_files_for_print_hold_letters_and_every_pixel(tmp_path):
+    figure = figures.image_grid(numbered_images(6), columns=4, title="Six")
+    svg, pdf, png = figures.save(figure, tmp_path, "six")
+    fonts = pdf.read_bytes()
+    assert b"/FontFile2" in fonts  # TrueType, type 42
+    assert b"/Type3" not in fonts
+    (embedded,) = re.findall(r"data:image/png;base64,([^\"]+)", svg.read_text())
+    pixels = np.array(Image.open(io.BytesIO(base64.b64decode(embedded))).convert("LA"))
+    assert pixels.shape[:2] == figure.axes[0].images[0].get_array().shape
+    assert pixels[3, 5 + 33 * 3, 0] == pytest.approx(255 * 0.75, abs=1)  # 3 / 6 of [−1, 1]
+    assert (pixels[32, :, 1] == 0).all()  # the gap is left open
+    assert figure.axes[0].images[0].get_interpolation() != "none"  # on the screen as before
+    with Image.open(png) as picture:
+        assert picture.info["dpi"] == pytest.approx((300, 300), abs=0.1)
 
 
 def test_figures_do_not_pile_up_in_pyplot():
@@ -390,35 +633,20 @@ def test_slider_waits_until_it_is_let_go(monkeypatch):
 
 
 def test_group_figure_has_a_point_a_set_and_group():
-    rows = [
-        (model, group, measure, value, value - 0.1, value + 0.2, 10)
-        for model, shift in (("acgan", 0.0), ("real test slices", 0.3))
-        for measure, value in (("recognised", 0.4 + shift), ("MS-SSIM", 0.2 + shift))
-        for group in ("NOR", "HCM", "all")
-    ]
-    table = pd.DataFrame(rows, columns=["model", "group", "measure", "value", "low", "high", "n"])
-    figure = figures.group_figure(table)
-    left, right = figure.axes
-    assert [container.get_label() for container in left.containers] == ["ACGAN", "real test slices"]
-    points = [container.lines[0].get_xdata().tolist() for axes in (left, right) for container in axes.containers]
-    assert points == [pytest.approx([value] * 3) for value in (0.4, 0.7, 0.2, 0.5)]
-    bars = left.containers[0].lines[2][0].get_segments()
-    assert [(bar[0][0], bar[1][0]) for bar in bars] == [pytest.approx((0.3, 0.6))] * 3
+    left, right = figures.group_figure(group_rows()).axes
+    assert [line.get_label() for line in left.lines[:2]] == ["ACGAN", "real test slices"]
+    values = [[x for x, _ in series] for axes in (left, right) for series in points(axes)]
+    assert values == [pytest.approx([value] * 3) for value in (0.4, 0.7, 0.2, 0.5)]
+    assert intervals(left)[:2] == [pytest.approx([0.3, 0.6]), pytest.approx([0.45, 0.6])]
     assert left.lines[-1].get_xdata()[0] == 0.5  # by chance, of two groups
     assert [label.get_text() for label in left.get_yticklabels()] == ["NOR", "HCM", "all"]
 
 
 def test_correlation_map_says_value_and_interval_in_its_place():
-    rows = [
-        (1, "b", 0.5, 0.4, 0.6),
-        (1, "a", -0.9, -0.95, -0.8),
-        (2, "b", np.nan, np.nan, np.nan),
-        (2, "a", 0, -0.1, 0.1),
-    ]
-    table = pd.DataFrame(rows, columns=["code", "measure", "value", "low", "high"])
-    (axes,) = figures.correlation_map(table, {"a": "area", "b": "brightness"}).axes
+    axes, _ = figures.correlation_map(correlations(), {"a": "area", "b": "brightness"}).axes
     np.testing.assert_allclose(axes.images[0].get_array().filled(np.nan), [[-0.9, 0.5], [0, np.nan]])
+    assert axes.images[0].get_clim() == (-1, 1)
     found = {text.get_position(): text.get_text() for text in axes.texts}
-    assert found[0, 0] == "-0.90\n[-0.95, -0.80]"
+    assert found[0, 0] == "−0.90\n[−0.95, −0.80]"
     assert found[1, 1] == "too few"
     assert [label.get_text() for label in axes.get_xticklabels()] == ["area", "brightness"]
