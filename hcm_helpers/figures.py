@@ -62,6 +62,7 @@ STYLE = {
     "mathtext.fontset": "dejavusans",
     "figure.facecolor": "white",
     "image.cmap": "gray",
+    "figure.constrained_layout.h_pad": 0.08,  # inches
     "figure.dpi": 100,
     "savefig.dpi": 300,
     "savefig.bbox": "tight",
