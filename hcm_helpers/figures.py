@@ -62,7 +62,7 @@ STYLE = {
     "mathtext.fontset": "dejavusans",
     "figure.facecolor": "white",
     "image.cmap": "gray",
-    "figure.constrained_layout.h_pad": 0.08,  # inches
+    "figure.constrained_layout.h_pad": 0.06,  # inches
     "figure.dpi": 100,
     "savefig.dpi": 300,
     "savefig.bbox": "tight",
@@ -290,7 +290,7 @@ def reactions_figure(table: pd.DataFrame) -> Figure:
     changes = [model for model in dict.fromkeys(table["model"]) if model not in REFERENCE_ROWS]
     measures = list(dict.fromkeys(table.loc[table["model"] == REAL_TEST, "measure"]))
     columns, lines = 3, -(-len(measures) // 3)
-    size = (9.5, (0.25 * len(changes) + 0.85) * lines)
+    size = (9.5, (0.25 * len(changes) + 1.0) * lines + 0.3)
     figure, panels = empty_figure(*size, lines, columns, sharey=True, squeeze=False, layout="constrained")
     for ax in panels.flat[len(measures) :]:
         ax.set_axis_off()
