@@ -86,7 +86,8 @@ def fit(
         validate_every: epochs from one validation to the next.
         ema_decay: of the exponential moving average of the weights, an average over 1/(1 − decay) steps. Of several,
             each validation takes the one that does best.
-        cooldown: share of the epochs, at the end, in which the learning rate falls to 0 in a straight line.
+        cooldown: share of the epochs, at the end, in which the learning rate falls to 0 in a straight line. With it,
+            and without patience, the weights of the end are kept.
         num_snapshots: so many times, evenly through training, eight images are drawn from the average with the same
             noise (`load_snapshots`).
         seed: of the shuffling and of the noise in training.
@@ -197,6 +198,8 @@ def _fit(
     if writes and not training.steps:  # whatever lay there is of another training
         training.save()
 
+    # Before the learning rate has fallen, weights that do as well in validation draw worse pictures.
+    which = "last" if cooldown and not patience else "best"
     images, labels = _near(train, fabric)
     block = BLOCK if isinstance(train.images, Stack) else 1  # the same on any device, as a checkpoint holds the order
     progress = Progress(epochs, first=len(training.history), name=type(model).__name__)
@@ -221,7 +224,7 @@ def _fit(
         row = {"epoch": epoch, "seconds": training.seconds, **row}
         training.history.append(row)
         if looked:
-            if row["validation"] < training.best:
+            if row["validation"] < training.best or which == "last":
                 training.best, training.best_epoch = row["validation"], epoch
                 if writes:
                     save_weights(training.averages[chosen], folder)
@@ -238,7 +241,7 @@ def _fit(
             break
     if writes:
         training.save()
-    progress.close(f"best validation {training.best:.4g} in epoch {training.best_epoch}")
+    progress.close(f"{which} validation {training.best:.4g} in epoch {training.best_epoch}")
     return pd.DataFrame(training.history)
 
 

@@ -124,6 +124,13 @@ class Rated(Scripted):
         return super().train_step(batch)
 
 
+def test_the_end_of_a_cooldown_is_kept_and_otherwise_the_best(tmp_path):
+    for cooldown, patience, kept in ((0.5, 0, 4), (0.0, 0, 2), (0.5, 3, 2)):
+        model = Scripted((3.0, 1.0, 2.0, 2.5))
+        train(model, tmp_path / f"{cooldown} {patience}", epochs=4, cooldown=cooldown, patience=patience)
+        assert model.count.item() == 2 * kept  # two steps an epoch
+
+
 def test_the_learning_rate_falls_in_the_cooldown(tmp_path):
     model = Rated(script=(1.0,) * 10)
     train(model, tmp_path / "a", learning_rate=0.6, cooldown=0.3)
