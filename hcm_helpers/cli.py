@@ -17,7 +17,7 @@ from hcm_helpers import acdc
 from hcm_helpers.acdc import DataError
 from hcm_helpers.execute import NotebookError, Parameters
 from hcm_helpers.files import REMEDIES, refusal
-from hcm_helpers.report import table_as_text
+from hcm_helpers.report import table_as_text, write_report
 from hcm_helpers.run import PROFILES, STEPS, find_step, run_series, step_name, unknown
 
 
@@ -102,6 +102,27 @@ def ablate_command(model, name, epochs, seeds, only, jobs) -> None:
 
         table = ablation.ablate(model, name, epochs, seeds, only, jobs, echo=click.echo)
     click.echo(f"\n{ablation.render(table)}")
+
+
+@cli.command("report")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN2 ...]")
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The page.  [default: report.html in the run's folder; of several runs comparison.html here]",
+)
+def report_command(runs, out) -> None:
+    """Write the page of a run, a name below runs/ or a path, or one that sets several side by side."""
+    with _errors_to_exit_codes():
+        from hcm_helpers import comparison, export
+
+        folders = [export.find_run(run) for run in runs]
+        if len(folders) == 1:
+            path = write_report(folders[0], out)
+        else:
+            path = comparison.write_comparison(folders, out or Path("comparison.html"))
+    click.echo(f"report    {path}")
 
 
 @cli.command("phantom")

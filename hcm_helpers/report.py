@@ -1,82 +1,284 @@
-"""report.html: table, figures, times, settings and versions of a run, on one page that needs no network."""
+"""report.html: what a run has found, its tables, figures, settings and times, on one page that needs no network.
+
+And the page that sets several runs side by side. What is read here may come from another machine: it is checked and
+escaped, never trusted.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
-
-from hcm_helpers.files import write_whole
+from hcm_helpers import page
+from hcm_helpers.acdc import DataError
+from hcm_helpers.files import read_json, write_whole
+from hcm_helpers.page import Cell, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+NOT_SETTINGS = ("run_dir", "data_dir", "resume")  # parameters that say where, and not what
 
 
-def write_report(folder: Path) -> Path:
+class Run(NamedTuple):
+    """What the files of a run's folder say of how it was made; empty where a file is not there (yet)."""
+
+    folder: Path
+    record: dict[str, Any]  # run.json of `hcm run`
+    slices: dict[str, Any]  # slices/slices.json
+    models: dict[str, dict[str, Any]]  # name → its run.json
+
+    @property
+    def notebooks(self) -> dict[str, dict[str, Any]]:
+        """Name → state, seconds, parameters, in the order of the series."""
+        return dict(sorted(self.record.get("notebooks", {}).items()))
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Step → parameter → value, of the notebooks and, where these were run by hand, of the models."""
+        steps = {name: facts.get("parameters", {}) for name, facts in self.models.items()}
+        for name, notebook in self.notebooks.items():
+            steps[name[3:]] = steps.get(name[3:], {}) | notebook.get("parameters", {})
+        return {
+            step: {name: value for name, value in values.items() if name not in NOT_SETTINGS}
+            for step, values in steps.items()
+        }
+
+
+def read_run(folder: Path) -> Run:
+    """What made a run, by `hcm run` or notebook by notebook.
+
+    Raises:
+        DataError: the folder holds no run, or a file of it is broken.
+    """
+    from hcm_helpers.similarity import TITLES
+
+    def read(path: Path, remedy: str, parts: list[str]) -> dict[str, Any]:
+        content = read_json(path, remedy) if path.is_file() else {}
+        for part in parts:
+            nested = content.get(part, {})
+            if not isinstance(nested, dict) or (part == "notebooks" and not all(map(is_notebook, nested.values()))):
+                raise DataError(f"{path} is broken ({part} is not what was written there): {remedy}")
+        return content
+
+    record = read(folder / "run.json", "remove it and run all steps", ["notebooks", "versions", "machine"])
+    slices = read(folder / "slices" / "slices.json", "run notebook 01 again", ["patients_by_split"])
+    models = {
+        name: read(folder / name / "run.json", "train this model again", ["parameters", "versions", "machine"])
+        for name in TITLES
+        if (folder / name / "run.json").is_file()
+    }
+    if not (record or slices or models):
+        raise DataError(f"{folder}: is no run, for neither run.json nor slices lie in it; name one that `hcm run` made")
+    return Run(folder, record, slices, models)
+
+
+def is_notebook(entry: Any) -> bool:
+    """Whether this can be what `hcm run` notes of a notebook."""
+    return isinstance(entry, dict) and isinstance(entry.get("parameters", {}), dict)
+
+
+def write_report(folder: Path, path: Path | None = None) -> Path:
     """Write report.html from what is in a run's folder.
 
     Args:
         folder: with run.json and, after notebooks 08 to 10, the tables in evaluation/ and figures/.
+        path: of the page; None: report.html in that folder.
 
     Returns:
         The page's path.
+
+    Raises:
+        DataError: the folder holds no run, a file of it is broken, or the page cannot be written.
     """
-    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    notebooks = dict(sorted(record["notebooks"].items()))
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE)
+    from hcm_helpers import captions, scorecard, summary
+
+    run = read_run(folder)
+    cards, use = read_cards(folder), optional_table(folder, "utility")
+    best = None if cards is None else summary.nearest(cards[0])
+    similar, similar_legend = similarity_tables(folder)
     html = page.render(
-        record=record,
-        notebooks=notebooks,
-        total=sum(notebook["seconds"] or 0 for notebook in notebooks.values()),
-        longest=max((notebook["seconds"] or 0 for notebook in notebooks.values()), default=0) or 1,
-        table=table_as_html(folder),
-        scorecard=scorecard_as_html(folder),
-        utility=utility_as_html(folder),
-        figures=[(caption(path), data_address(path)) for path in figure_files(folder)],
-        clock=clock,
+        "report",
+        run=run_title(run),
+        summary=[
+            ("What was run", summary.what_ran(run.record, run.slices, run.models)),
+            ("Whose images come nearest to real ones?", summary.which_is_nearest(cards)),
+            ("Are they copies?", summary.does_it_copy(cards)),
+            ("Does the anatomy hold?", summary.does_anatomy_hold(cards)),
+            ("Did they help to detect HCM?", summary.did_it_help(use, best)),
+            (
+                "What may it be used for?",
+                "For research and teaching only, never for a diagnosis; see the limits below.",
+            ),
+        ],
+        scorecard=None if cards is None else scorecard.as_table(*cards),
+        similar=similar,
+        similar_legend=similar_legend,
+        use=None if use is None else use_table(use),
+        figures=[(captions.describe(file, folder, cards, use), data_address(file)) for file in figure_files(folder)],
+        limits=summary.limits(run.record, run.slices),
+        made=provenance(run),
+        models=models_table(run),
+        notebooks=notebooks_table(run),
     )
-    write_whole(folder / "report.html", lambda path: path.write_text(html, encoding="utf-8"))
-    return folder / "report.html"
+    path = folder / "report.html" if path is None else path
+    write_page(path, html)
+    return path
 
 
-def table_as_html(folder: Path) -> str | None:
-    """Table 1 of a run with its legend; None before notebook 08 has written evaluation/table1.csv."""
-    table = _read_table(folder, "table1.csv")
-    if table is None:
-        return None
-    from hcm_helpers import similarity
-
-    return similarity.render_html(table)
-
-
-def scorecard_as_html(folder: Path) -> str | None:
-    """What notebook 08 found of each model, on one page; None before it has written all its tables."""
+def read_cards(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame] | None:
+    """`scorecard.scorecard` of a run: value, low and high; None before notebook 08 has written all its tables."""
     from hcm_helpers import scorecard
 
-    if any(_read_table(folder, f"{name}.csv") is None for name in scorecard.TABLES):
+    if not all((folder / "evaluation" / f"{name}.csv").is_file() for name in scorecard.TABLES):
         return None
-    return scorecard.render_html(scorecard.scorecard(folder))
+    return tuple(scorecard.scorecard(folder, end) for end in scorecard.ENDS)
 
 
-def utility_as_html(folder: Path) -> str | None:
-    """What generated slices do for a classifier, with legend; None before notebook 09 has written it."""
-    table = _read_table(folder, "utility.csv")
+def optional_table(folder: Path, name: str) -> pd.DataFrame | None:
+    """A table of notebook 08 or 09; None before it is written, DataError if it is broken."""
+    from hcm_helpers.scorecard import read_table
+
+    return read_table(folder, name) if (folder / "evaluation" / f"{name}.csv").is_file() else None
+
+
+def similarity_tables(folder: Path) -> tuple[list[Table], str]:
+    """Table 1 of a run, a table a measure, what is nearest to real hearts marked, and their legend.
+
+    Empty before notebook 08 has written evaluation/table1.csv.
+    """
+    from hcm_helpers import similarity
+
+    table = optional_table(folder, "table1")
     if table is None:
-        return None
+        return [], ""
+    wide, models = similarity.render(table), list(dict.fromkeys(table["model"]))
+    values = table.pivot(index="model", columns=["metric", "pairing"], values="value")
+    references = {"random": similarity.REAL_TEST, "nearest train": similarity.REAL_TEST}
+    references["nearest test"] = similarity.REAL_TRAIN
+    tables = []
+    for metric in wide.columns.unique(0):
+        rows = {name: [] for name in models}
+        for pairing in wide[metric].columns:
+            best = []
+            if pairing in references:
+                column = values[metric, pairing].round(4 if metric == "MSE" else 3)
+                gaps = (column - column.get(references[pairing], math.nan)).abs()
+                gaps = gaps.drop(list(similarity.REFERENCE_ROWS), errors="ignore")
+                best = gaps.index[gaps < gaps.min() + 1e-9]
+            for name, text in zip(models, wide[metric, pairing], strict=True):
+                rows[name].append(in_two(text, "best" if name in best else ""))
+        named = [(similarity.TITLES.get(name, name), cells) for name, cells in rows.items()]
+        tables.append(Table(f"{metric} with real slices", ["", *wide[metric].columns], named))
+    return tables, f"★: nearest to what real slices reach in the same column. {similarity.LEGEND}"
+
+
+def use_table(table: pd.DataFrame) -> Table:
+    """What generated slices do for a classifier, gains and losses that are told from 0 marked."""
     from hcm_helpers import utility
 
-    return utility.render_html(table)
+    wide = utility.render(table)
+    told = table[(table["metric"] == "AUC") & (table["level"] == "patient")]
+    verdicts = {
+        (row.arm, utility.patients_in_words(row.patients)): row.verdict
+        for row in told.itertuples()
+        if row.verdict in ("better", "worse")
+    }
+    rows = [
+        (
+            name,
+            [
+                in_two(text, verdicts.get((name, place), "") if column == "gain" else "")
+                for (place, column), text in wide.loc[name].items()
+            ],
+        )
+        for name in wide.index
+    ]
+    head = ["", *(f"{column}, {place}" for place, column in wide.columns)]
+    legend = f"▲ better, ▼ worse: the gain’s interval excludes 0. {utility.legend(table)}"
+    return Table("How well HCM is told from the rest, by patient", head, rows, legend)
+
+
+def in_two(text: str, mark: str = "") -> Cell:
+    """ "0.24 [0.23, 0.26]" as a figure and its interval."""
+    value, bracket, interval = text.replace("-", "−").partition(" [")
+    return Cell(value, f"[{interval}" if bracket else "", mark)
+
+
+def provenance(run: Run) -> list[tuple[str, str]]:
+    """Where a run's data come from, when and with what it was made."""
+    machine, versions = dict(run.record.get("machine", {})), dict(run.record.get("versions", {}))
+    for facts in run.models.values():
+        machine, versions = facts.get("machine", {}) | machine, facts.get("versions", {}) | versions
+    seconds = [notebook.get("seconds") for notebook in run.notebooks.values()]
+    slices = {name: value for name, value in run.slices.items() if name not in ("fingerprint", "patients_by_split")}
+    pairs = {
+        "Data": run.record.get("data", ""),
+        "Slices": in_words(slices),
+        "Fingerprint of the slices": run.slices.get("fingerprint", ""),
+        "Started": str(run.record.get("started", "")).replace("T", " "),
+        "Time": f"{span(sum(filter(is_span, seconds)))} over {len(seconds)} notebooks" if seconds else "",
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "Machine": in_words(machine),
+    }
+    return [(name, str(text)) for name, text in pairs.items() if text]
+
+
+def models_table(run: Run) -> Table:
+    """Size, time and data of each trained model."""
+    from hcm_helpers.similarity import TITLES
+
+    rows = []
+    for name, facts in run.models.items():
+        size, groups = facts.get("num_parameters"), facts.get("parameters", {}).get("groups", "–")
+        same = facts.get("data") == run.slices.get("fingerprint")
+        texts = [
+            f"{size:,}" if isinstance(size, int) else "–",
+            span(facts.get("seconds_training")),
+            ", ".join(map(str, groups)) if isinstance(groups, list) else str(groups),
+            "–" if not run.slices else "these slices" if same else "other slices than lie here now",
+            str(facts.get("written", "–")),
+        ]
+        rows.append((TITLES[name], [Cell(text) for text in texts]))
+    return Table("The models", ["", "weights", "training time", "groups", "learned from", "written"], rows)
+
+
+def notebooks_table(run: Run) -> Table:
+    """State, time and parameters of each notebook, or only the parameters of each model."""
+    rows = []
+    for step, values in run.settings.items():
+        name = next((notebook for notebook in run.notebooks if notebook[3:] == step), step)
+        facts = run.notebooks.get(name, {})
+        texts = [str(facts.get("state", "–")), span(facts.get("seconds")), in_words(values)]
+        rows.append((name, [Cell(text) for text in texts]))
+    return Table("The notebooks and their parameters", ["", "state", "time", "parameters"], rows)
+
+
+def in_words(values: dict[str, Any]) -> str:
+    """{"epochs": 5, "groups": ["HCM"]} → epochs = 5, groups = ["HCM"]."""
+    return ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in values.items())
+
+
+def run_title(run: Run) -> str:
+    """The name that the run was given, or its folder's."""
+    return str(run.record.get("run") or run.folder.name)
+
+
+def write_page(path: Path, html: str) -> None:
+    """Write a page, whole or not at all; DataError if its folder is not there or not to be written to."""
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {path.parent}; make it first")
+    write_whole(path, lambda part: part.write_text(html, encoding="utf-8"))
 
 
 def table_as_text(folder: Path) -> str | None:
     """Table 1 of a run for a terminal, a block of lines a metric; None before notebook 08 has written it."""
-    table = _read_table(folder, "table1.csv")
+    table = optional_table(folder, "table1")
     if table is None:
         return None
     from hcm_helpers import similarity
@@ -84,13 +286,6 @@ def table_as_text(folder: Path) -> str | None:
     wide = similarity.render(table)
     blocks = [(metric, wide[metric]) for metric in wide.columns.unique(0)]
     return "\n\n".join(block.rename_axis(columns=metric, index=None).to_string() for metric, block in blocks)
-
-
-def _read_table(folder: Path, name: str) -> pd.DataFrame | None:
-    import pandas as pd
-
-    path = folder / "evaluation" / name
-    return pd.read_csv(path) if path.is_file() else None
 
 
 def figure_files(folder: Path) -> list[Path]:
@@ -101,15 +296,6 @@ def figure_files(folder: Path) -> list[Path]:
             files.setdefault(path.stem, []).append(path)
     stems = sorted(files, key=lambda stem: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", stem)])
     return [min(files[stem], key=lambda path: path.stat().st_size) for stem in stems]
-
-
-def caption(path: Path) -> str:
-    """figure_05_vae_loss.png → Figure 5: VAE loss."""
-    from hcm_helpers.similarity import TITLES
-
-    words = " ".join(TITLES.get(word, word) for word in re.split(r"[_-]", path.stem))
-    text = re.sub(r"^(figure|table) 0*(\d+) ", r"\1 \2: ", words)
-    return text[:1].upper() + text[1:]
 
 
 def data_address(path: Path) -> str:
@@ -124,121 +310,11 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-TEMPLATE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ record.run }} – six generative models for cardiac MR images</title>
-<style>
-:root { color-scheme: light dark; --ink: #1d2430; --soft: #5d6778;
-        --line: #dde2ea; --paper: #fff; --mark: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6eaf0; --soft: #a2adbd; --line: #343c49; --paper: #161a21; --mark: #56b4e9; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 84rem; background: var(--paper);
-       color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
-h1 { margin: 0 0 .4rem; font-size: 1.8rem; line-height: 1.2; }
-h2 { margin: 2.8rem 0 .8rem; padding-bottom: .3rem; border-bottom: 1px solid var(--line);
-     font-size: 1.25rem; }
-p, dl { margin: .4rem 0; max-width: 60rem; }
-.soft, figcaption, th { color: var(--soft); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .32rem .8rem .32rem 0; border-bottom: 1px solid var(--line); text-align: left;
-         vertical-align: top; }
-th { font-weight: 600; white-space: nowrap; }
-.table1 { font-size: .78rem; }
-.table1 td, .table1 th { padding-right: .6rem; }
-.table1 small, td code { white-space: nowrap; }
-.table1 tbody th { position: sticky; left: 0; background: var(--paper); }
-td.time { text-align: right; white-space: nowrap; }
-td.bar { width: 50%; min-width: 8rem; }
-td.bar span { display: block; height: .8rem; margin-top: .35rem; min-width: 2px; border-radius: 2px;
-              background: var(--mark); }
-figure { margin: 1.6rem 0; max-width: 60rem; break-inside: avoid; }
-figure img { display: block; max-width: 100%; height: auto; padding: .5rem; border-radius: 4px;
-             background: #fff; }
-figcaption { margin-top: .4rem; font-size: .92rem; }
-code { font: .9em ui-monospace, monospace; }
-@media print { body { max-width: none; padding: 0; } }
-</style>
-</head>
-<body>
-<header>
-<h1>Run “{{ record.run }}”</h1>
-<p class="soft">Six generative models for cardiac MR images of hypertrophic cardiomyopathy</p>
-<dl>
-<dt>Profile</dt><dd>{{ record.profile }}, seed {{ record.seed }}</dd>
-<dt>Data</dt><dd>{{ record.data_description or "see notebook 01" }}<br><code>{{ record.data }}</code></dd>
-<dt>Started</dt><dd>{{ record.started.replace("T", " ") }}</dd>
-<dt>Time</dt><dd>{{ clock(total) }} over {{ notebooks | length }} notebooks</dd>
-</dl>
-</header>
+def is_span(seconds: Any) -> bool:
+    """Whether this is a time that can be told."""
+    return isinstance(seconds, (int, float)) and 0 <= seconds < 1e9
 
-<h2>How good are the images?</h2>
-{% if scorecard is none %}
-<p class="soft">Notebook 08 has not been run to its end yet; it writes this table.</p>
-{% else %}
-<div class="wide">{{ scorecard | safe }}</div>
-{% endif %}
 
-<h2>Similarity of generated to real slices</h2>
-{% if table is none %}
-<p class="soft">Notebook 08 has not been run yet; it writes this table.</p>
-{% else %}
-<div class="wide">{{ table | safe }}</div>
-{% endif %}
-
-<h2>HCM or not: generated slices in the training of a classifier</h2>
-{% if utility is none %}
-<p class="soft">Notebook 09 has not been run yet; it writes this table.</p>
-{% else %}
-<div class="wide">{{ utility | safe }}</div>
-{% endif %}
-
-<h2>Figures</h2>
-{% for text, address in figures %}
-<figure><img src="{{ address }}" alt="{{ text }}"><figcaption>{{ text }}</figcaption></figure>
-{% else %}
-<p class="soft">Notebooks 09 and 10 have not been run yet; they draw them.</p>
-{% endfor %}
-
-<h2>Time per notebook</h2>
-<div class="wide"><table>
-{% for name, notebook in notebooks.items() %}
-<tr><td>{{ name }}</td><td class="time">{{ clock(notebook.seconds or 0) }}</td>
-<td class="bar"><span style="width: {{ (100 * (notebook.seconds or 0) / longest) | round(1) }}%"></span></td>
-<td>{{ notebook.state }}</td></tr>
-{% endfor %}
-</table></div>
-
-<h2>Settings</h2>
-<div class="wide"><table>
-<thead><tr><th>notebook</th><th>parameters</th></tr></thead>
-<tbody>
-{% for name, notebook in notebooks.items() %}
-<tr><td>{{ name }}</td><td>
-{% for key, value in notebook.parameters.items() if key not in ("run_dir", "data_dir") %}
-<code>{{ key }} = {{ value | tojson }}</code>{{ ", " if not loop.last }}
-{% endfor %}</td></tr>
-{% endfor %}
-</tbody>
-</table></div>
-
-<h2>Versions</h2>
-<dl>
-{% for name, value in (record.versions | items | list) + (record.machine | items | list) %}
-<dt>{{ name.replace("_", " ") }}</dt><dd>{{ value }}</dd>
-{% endfor %}
-</dl>
-<p class="soft">Pictures of ACDC’s patients and of models trained on them are for non-commercial use
-(CC BY-NC-SA 4.0; Bernard et al. 2018, doi 10.1109/TMI.2018.2837502).</p>
-</body>
-</html>
-"""
+def span(seconds: Any) -> str:
+    """`clock`, or "–" of what is no time."""
+    return clock(seconds) if is_span(seconds) else "–"

@@ -5,12 +5,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hcm_helpers.acdc import DataError
+from hcm_helpers import page
+from hcm_helpers.acdc import DataError, one_line
 from hcm_helpers.memorisation import HELD_OUT
 from hcm_helpers.similarity import REAL_TEST, REAL_TRAIN, TITLES
 
 REAL = "real hearts"
 TABLES = ("table1", "fidelity", "copies", "anatomy", "cost")  # .csv in the run's folder evaluation/
+ENDS = ["value", "low", "high"]
+READ = {  # of each table in evaluation/: what tells its rows apart, and the figures in them
+    "table1": (["model", "pairing", "metric"], ENDS),
+    "fidelity": (["model", "measure"], ENDS),
+    "copies": (["model"], ["copies", "low", "high"]),
+    "anatomy": (["model", "masks", "measure"], [*ENDS, "distance", "distance_low", "distance_high"]),
+    "cost": (["model", "steps"], ["seconds_sampling"]),
+    "utility": (["patients", "arm", "level", "metric"], [*ENDS, "gain", "gain_low", "gain_high"]),
+}
+FIDELITY = ["KID", "KID to test", "precision", "recall"]
 COLUMNS = {  # digits behind the point, and which value is the best
     "SSIM": (3, "as the real"),
     "KID": (2, "lower"),
@@ -22,7 +33,9 @@ COLUMNS = {  # digits behind the point, and which value is the best
     "wall, mm off": (1, "lower"),
     "time, s": (1, "lower"),
 }
+CAPTION = "What was measured of each model’s images, beside real hearts"
 LEGEND = (
+    "★: the best model of a column; the arrow says whether lower or higher is better. "
     "SSIM with the nearest test slice, where a copy gains nothing; it is best where it is as real hearts have it. "
     "KID, precision and recall by the features of an encoder, to the training slices; KID to test to those of held-out "
     "patients, beside what the training slices reach. Copies: share of images nearer to a training slice than "
@@ -30,40 +43,65 @@ LEGEND = (
     "draws it. Wall: Wasserstein distance of the largest wall from that of the training patients. Time: for 1,000 "
     "images. Real hearts: the same of held-out patients."
 )
+INTERVALS = "In brackets the 95 % interval: images are drawn where they are generated, patients where they are real."
 
 
-def scorecard(run: str | Path) -> pd.DataFrame:
+def read_table(folder: str | Path, name: str) -> pd.DataFrame:
+    """A table that notebook 08 or 09 has written into a run's folder evaluation/.
+
+    Args:
+        folder: the run's.
+        name: a key of READ.
+
+    Raises:
+        DataError: it is missing, or holds something else than they write.
+    """
+    path = Path(folder) / "evaluation" / f"{name}.csv"
+    notebook = "notebook 09" if name == "utility" else "notebook 08"
+    if not path.is_file():
+        raise DataError(f"{path} is missing; run {notebook} to its end")
+    keys, numbers = READ[name]
+    try:
+        table = pd.read_csv(path)
+        table[numbers] = table[numbers].astype(float)
+        if table.empty or table.duplicated(keys).any():
+            raise ValueError("it is empty" if table.empty else "a row is there twice")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is broken ({one_line(error)}); run {notebook} again") from error
+    return table
+
+
+def scorecard(run: str | Path, end: str = "value") -> pd.DataFrame:
     """The figures of each model, real hearts on top.
 
     Args:
         run: the run's folder, in which notebook 08 has written its tables.
+        end: "value", or "low" or "high" for that end of the 95 % interval, NaN where there is none.
 
     Returns:
         A row a set (real hearts, then the models by name), the columns of COLUMNS.
 
     Raises:
-        DataError: a table is missing.
+        DataError: a table is missing or broken.
     """
-    folder = Path(run) / "evaluation"
-    for name in TABLES:
-        if not (folder / f"{name}.csv").is_file():
-            raise DataError(f"{folder / name}.csv is missing; run notebook 08 to its end")
-    pixels, fidelity, copies, anatomy, cost = (pd.read_csv(folder / f"{name}.csv") for name in TABLES)
-    pixels = pixels[(pixels["metric"] == "SSIM") & (pixels["pairing"] == "nearest test")].set_index("model")["value"]
-    fidelity = fidelity.pivot(index="model", columns="measure", values="value").rename({REAL_TEST: REAL})
-    anatomy = anatomy[anatomy["masks"] == "segmenter"].replace({"model": {REAL_TEST: REAL}})
-    shares, distances = (anatomy.pivot(index="model", columns="measure", values=v) for v in ("value", "distance"))
+    pixels, fidelity, copies, anatomy, cost = (read_table(run, name) for name in TABLES)
+    pixels = pixels[(pixels["metric"] == "SSIM") & (pixels["pairing"] == "nearest test")].set_index("model")[end]
+    fidelity = fidelity.pivot(index="model", columns="measure", values=end).reindex(columns=FIDELITY)
+    fidelity.loc[REAL] = fidelity.reindex([REAL_TEST]).iloc[0]
+    fidelity.loc[REAL, "KID to test"] = fidelity["KID to test"].get(REAL_TRAIN)
+    anatomy = anatomy[anatomy["masks"] == "segmenter"].replace({"model": {REAL_TEST: REAL}}).set_index("model")
+    share = anatomy.loc[anatomy["measure"] == "plausible", end]
+    distance = anatomy.loc[anatomy["measure"] == "max_wall_mm", {"value": "distance"}.get(end, f"distance_{end}")]
+    copies = copies.set_index("model")[{"value": "copies"}.get(end, end)].rename({HELD_OUT: REAL})
+    seconds = cost[cost["steps"].isna()].set_index("model")["seconds_sampling"]
     card = pd.DataFrame(
         {
             "SSIM": pixels.rename({REAL_TRAIN: REAL}),
-            "KID": fidelity["KID"],
-            "KID to test": fidelity["KID to test"].drop(REAL).rename({REAL_TRAIN: REAL}),
-            "precision": fidelity["precision"],
-            "recall": fidelity["recall"],
-            "copies, %": 100 * copies.set_index("model")["copies"].rename({HELD_OUT: REAL}),
-            "plausible, %": 100 * shares["plausible"],
-            "wall, mm off": distances["max_wall_mm"],
-            "time, s": cost[cost["steps"].isna()].set_index("model")["seconds_sampling"],
+            **{measure: fidelity[measure] for measure in FIDELITY},
+            "copies, %": 100 * copies,
+            "plausible, %": 100 * share,
+            "wall, mm off": distance,
+            "time, s": seconds if end == "value" else np.nan,
         }
     )
     return card.reindex([REAL, *(name for name in TITLES if name in fidelity.index)])
@@ -81,17 +119,23 @@ def best(card: pd.DataFrame) -> pd.DataFrame:
     return marks
 
 
-def render_html(card: pd.DataFrame) -> str:
-    """`scorecard` as an HTML table, the best of each column in bold, with its legend below."""
+def as_table(card: pd.DataFrame, low: pd.DataFrame | None = None, high: pd.DataFrame | None = None) -> page.Table:
+    """`scorecard` in words, the best of each column marked, the intervals below where they are given."""
     marks = best(card)
     rows = []
     for name in card.index:
-        cells = [f"<th>{TITLES.get(name, name)}</th>"]
+        cells = []
         for column, (digits, _) in COLUMNS.items():
-            value = card.loc[name, column]
-            text = "–" if pd.isna(value) else f"{value:.{digits}f}"
-            cells.append(f"<td><b>{text}</b></td>" if marks.loc[name, column] else f"<td>{text}</td>")
-        rows.append(f"<tr>{''.join(cells)}</tr>")
+            interval = () if low is None or high is None else (low.loc[name, column], high.loc[name, column])
+            mark = "best" if marks.loc[name, column] else ""
+            cells.append(page.number(card.loc[name, column], digits, *interval, mark=mark))
+        rows.append((TITLES.get(name, name), cells))
     arrows = {"lower": " ↓", "higher": " ↑", "as the real": ""}
-    head = "".join(f"<th>{column}{arrows[better]}</th>" for column, (_, better) in COLUMNS.items())
-    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table><p>{LEGEND}</p>"
+    head = ["", *(f"{column}{arrows[better]}" for column, (_, better) in COLUMNS.items())]
+    intervals = "" if low is None else f" {INTERVALS}"
+    return page.Table(CAPTION, head, rows, LEGEND + intervals)
+
+
+def render_html(card: pd.DataFrame) -> str:
+    """`scorecard` as an HTML table, the best of each column in bold with a star, its legend below."""
+    return page.show(as_table(card))

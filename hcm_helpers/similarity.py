@@ -44,6 +44,14 @@ PAPER = {  # the figures that the paper's text gives; how it paired real and gen
 }
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of MS-SSIM, from full size down
 Matches = dict[str, tuple[Tensor, Tensor]]  # metric → rows of the best references and the metric with them, (N,) each
+LEGEND = (
+    "SSIM with a Gaussian window of 11 pixels, σ = 1.5, on images in [0, 1]; CC is Pearson's r, CC peak "
+    "the highest normalised cross-correlation over all lags; MSE is better when lower. Paper: what its "
+    "text quotes, with a pairing it does not state. Random: a training slice drawn for each image (the "
+    "mean image meets every test slice). Nearest: the best match, which each metric chooses for itself "
+    "(CC peak: by CC). In brackets the 95 % bootstrap interval: images drawn for the models, patients "
+    "for the real slices and the mean image."
+)
 BLOCK = 2**18  # pixels of a block of pairs: 1 MiB in float32, which a core's cache holds
 
 
@@ -382,15 +390,7 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
 
 def render_html(table: pd.DataFrame) -> str:
     """`render` as an HTML table with its legend."""
-    legend = (
-        "SSIM with a Gaussian window of 11 pixels, σ = 1.5, on images in [0, 1]; CC is Pearson's r, CC peak "
-        "the highest normalised cross-correlation over all lags; MSE is better when lower. Paper: what its "
-        "text quotes, with a pairing it does not state. Random: a training slice drawn for each image (the "
-        "mean image meets every test slice). Nearest: the best match, which each metric chooses for itself "
-        "(CC peak: by CC). In brackets the 95 % bootstrap interval: images drawn for the models, patients "
-        "for the real slices and the mean image."
-    )
-    return html_with_legend(render(table), legend)
+    return html_with_legend(render(table), LEGEND)
 
 
 def html_with_legend(wide: pd.DataFrame, legend: str) -> str:

@@ -396,7 +396,12 @@ def render(table: pd.DataFrame, metric: str = "AUC", level: str = "patient") -> 
 
 def render_html(table: pd.DataFrame) -> str:
     """`render` as an HTML table with its legend."""
-    legend = (
+    return html_with_legend(render(table), legend(table))
+
+
+def legend(table: pd.DataFrame) -> str:
+    """How `render` is to be read."""
+    return (
         "A small network learns to tell HCM from the other groups; area under the ROC curve on the held-out "
         f"patients ({table.loc[table['level'] == 'patient', 'n'].max()}), mean of {table['seeds'].max()} trainings. "
         "Gain: over real slices only of as many HCM patients. In brackets the 95 % bootstrap interval: patients and "
@@ -404,7 +409,6 @@ def render_html(table: pd.DataFrame) -> str:
         "intervals about one misses by chance. †: the generator has seen all HCM training patients, more than "
         "this arm has real slices of."
     )
-    return html_with_legend(render(table), legend)
 
 
 def patients_in_words(number: int) -> str:

@@ -1,0 +1,183 @@
+"""Several runs side by side on one page: how each was made, what differs, and each measure with a column a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hcm_helpers import page
+from hcm_helpers.acdc import DataError
+from hcm_helpers.page import Cell, Table, number
+from hcm_helpers.report import Run, optional_table, read_cards, read_run, run_title, write_page
+from hcm_helpers.scorecard import COLUMNS, INTERVALS, LEGEND, REAL
+from hcm_helpers.similarity import TITLES
+from hcm_helpers.summary import Cards, listed, nearest, said
+from hcm_helpers.utility import patients_in_words
+
+ABSENT = Cell("–")
+READING = (
+    "A dash: not measured in this run. Each run has trained the networks that measure KID, precision, recall and "
+    "anatomy itself, so read a figure beside the real hearts of its own run."
+)
+
+
+def write_comparison(folders: Sequence[Path], path: Path) -> Path:
+    """Write a page that sets runs side by side.
+
+    Args:
+        folders: the runs', at least two.
+        path: of the page.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        DataError: a folder holds no run or is named twice, a file is broken, or the page cannot be written.
+    """
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise DataError(f"{folder} is named twice; name each run once")
+    runs = [read_run(folder) for folder in folders]
+    names = unique_names(runs)
+    cards, uses = [read_cards(folder) for folder in folders], [optional_table(folder, "utility") for folder in folders]
+    same = len({run.slices.get("fingerprint") for run in runs}) == 1 and "fingerprint" in runs[0].slices
+    measures = [measure_table(column, names, cards, same) for column in COLUMNS]
+    if any(use is not None for use in uses):
+        measures.append(use_table(names, uses))
+    html = page.render(
+        "comparison",
+        names=names,
+        summary=summary(names, cards, same),
+        facts=facts_table(names, runs),
+        settings=settings_table(names, runs),
+        reading=" ".join(["★: the best run of a row." if same else "", READING, INTERVALS]).strip(),
+        legend=LEGEND,
+        measures=measures,
+    )
+    write_page(path, html)
+    return path
+
+
+def unique_names(runs: Sequence[Run]) -> list[str]:
+    """The runs' names, or their folders where two have the same name."""
+    names = [run_title(run) for run in runs]
+    return [str(run.folder) if names.count(name) > 1 else name for name, run in zip(names, runs, strict=True)]
+
+
+def summary(names: Sequence[str], cards: Sequence[Cards | None], same: bool) -> list[tuple[str, str]]:
+    """Whether the runs can be compared, and the model with the lowest KID of each."""
+    if same:
+        words = "All runs stand on the same slices (equal fingerprints), so the better figure of a row is marked."
+    else:
+        words = "The runs stand on different slices, or it is not known on which; so nothing is marked as better."
+    pairs = [("Can they be compared?", words)]
+    for name, card in zip(names, cards, strict=True):
+        best = None if card is None else nearest(card[0])
+        if best is None:
+            pairs.append((name, "Notebook 08 has not been run to its end."))
+            continue
+        pairs.append(
+            (
+                name,
+                f"Lowest KID: {TITLES[best]} with {said(card, best, 'KID')} (held-out real hearts "
+                f"{said(card, REAL, 'KID')}); copies {said(card, best, 'copies, %')} %, plausible "
+                f"{said(card, best, 'plausible, %')} %.",
+            )
+        )
+    return pairs
+
+
+def measure_table(column: str, names: Sequence[str], cards: Sequence[Cards | None], marked: bool) -> Table:
+    """One measure: a row a model, a column a run, the best of each row marked where they can be compared."""
+    digits, better = COLUMNS[column]
+    rows = []
+    for model in [REAL, *TITLES]:
+        found = [card is not None and model in card[0].index for card in cards]
+        triples = [
+            [end.loc[model, column] if there else np.nan for end in card or ()] or [np.nan] * 3
+            for card, there in zip(cards, found, strict=True)
+        ]
+        if not any(found):
+            continue
+        values = np.round([triple[0] for triple in triples], digits)
+        if better == "as the real":
+            real = [np.nan if card is None else card[0].loc[REAL, column] for card in cards]
+            values = np.abs(values - np.round(real, digits))
+        best = np.zeros(len(values), bool)
+        if marked and model != REAL and np.isfinite(values).sum() > 1:
+            best = np.isclose(values, np.nanmax(values) if better == "higher" else np.nanmin(values))
+        cells = [
+            number(value, digits, low, high, "best" if mark else "")
+            for (value, low, high), mark in zip(triples, best, strict=True)
+        ]
+        rows.append((TITLES.get(model, model), cells))
+    arrows = {"lower": ", lower is better", "higher": ", higher is better", "as the real": ", best as the real"}
+    return Table(f"{column}{arrows[better]}", ["", *names], rows)
+
+
+def use_table(names: Sequence[str], uses: Sequence[pd.DataFrame | None]) -> Table:
+    """AUC by patient of each arm of notebook 09, a column a run."""
+    columns = []
+    for use in uses:
+        rows = [] if use is None else use[(use["metric"] == "AUC") & (use["level"] == "patient")].itertuples()
+        columns.append(
+            {f"{row.arm}, {patients_in_words(row.patients)}": number(row.value, 2, row.low, row.high) for row in rows}
+        )
+    arms = list(dict.fromkeys(arm for column in columns for arm in column))
+    rows = [(arm, [column.get(arm, ABSENT) for column in columns]) for arm in arms]
+    return Table("HCM or not: AUC by patient, higher is better", ["", *names], rows)
+
+
+def facts_table(names: Sequence[str], runs: Sequence[Run]) -> Table:
+    """How each run was made: what is known of profile, seed, data, slices and versions."""
+    facts = [
+        {
+            "profile": run.record.get("profile"),
+            "seed": run.record.get("seed"),
+            "data": run.record.get("data_description"),
+            "image size": run.slices.get("image_size"),
+            "slices": run.slices.get("slices"),
+            "fingerprint": str(run.slices.get("fingerprint", "–"))[:12],
+            "models": ", ".join(TITLES[name] for name in run.models) or "–",
+            "started": run.record.get("started"),
+            **run.record.get("machine", {}),
+            **run.record.get("versions", {}),
+        }
+        for run in runs
+    ]
+    rows = [
+        (name.replace("_", " "), [Cell(in_words(column.get(name))) for column in facts])
+        for name in dict.fromkeys(name for column in facts for name in column)
+    ]
+    return Table("The runs", ["", *names], rows)
+
+
+def settings_table(names: Sequence[str], runs: Sequence[Run]) -> Table:
+    """The parameters that differ, of the steps that at least two runs have.
+
+    That a run lacks one counts where `hcm run` has noted all of the step's, and not where only the model's are known.
+    """
+    settings = [run.settings for run in runs]
+    rows = []
+    for step in dict.fromkeys(step for steps in settings for step in steps):
+        having = [steps[step] for steps in settings if step in steps]
+        for name in dict.fromkeys(name for values in having for name in values) if len(having) > 1 else ():
+            texts = [in_words(steps.get(step, {}).get(name)) for steps in settings]
+            noted = [
+                text
+                for text, steps, run in zip(texts, settings, runs, strict=True)
+                if name in steps.get(step, {}) or any(notebook[3:] == step for notebook in run.notebooks)
+            ]
+            if len(set(noted)) > 1:
+                rows.append((f"{step}.{name}", [Cell(text) for text in texts]))
+    return Table("Parameters that differ", ["", *names], rows)
+
+
+def in_words(value: Any) -> str:
+    """A text as it is, None as a dash, anything else as JSON."""
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

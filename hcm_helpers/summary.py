@@ -1,0 +1,205 @@
+"""What a run has found, in sentences made of its own figures, for a reader who has not seen the code.
+
+Two figures count as told apart where their 95 % intervals do not overlap, which asks for more than a test would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from hcm_helpers.page import figure, number
+from hcm_helpers.scorecard import COLUMNS, REAL
+from hcm_helpers.similarity import TITLES
+from hcm_helpers.utility import patients_in_words
+
+Cards = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]  # value, low and high, as `scorecard.scorecard` gives them
+NOT_YET = "Not measured yet: notebook 08 has not been run to its end."
+
+
+def what_ran(record: dict[str, Any], slices: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
+    """Profile, seed, data and models, from run.json, slices.json and the models' run.json, each {} if there is none."""
+    seeds = sorted({str(facts["seed"]) for facts in (record, *models.values()) if "seed" in facts})
+    profile = f"Profile {record['profile']}" if "profile" in record else "Notebooks that were run one by one"
+    sentences = [f"{profile}, seed {', '.join(seeds) or 'not known'}."]
+    if record.get("data_description"):
+        sentences.append(f"Data: {record['data_description']}.")
+    if slices:
+        size, pixel = slices.get("image_size", "?"), slices.get("pixel_mm", "?")
+        split = slices.get("patients_by_split")
+        split = split if isinstance(split, dict) else {}
+        roles = {"train": "to learn from", "validation": "to choose weights by", "test": "held out for the test"}
+        parts = [f"{split[name]} {role}" for name, role in roles.items() if name in split]
+        sentences.append(
+            f"{slices.get('slices', '?')} slices of {size}×{size} pixels ({pixel} mm each) of "
+            f"{slices.get('patients', '?')} patients: {', '.join(parts)}."
+        )
+    if models:
+        sentences.append(f"Models: {listed(TITLES.get(name, name) for name in models)}.")
+    return " ".join(sentences)
+
+
+def nearest(card: pd.DataFrame, measure: str = "KID") -> str | None:
+    """The model with the lowest KID; None where none has one."""
+    values = card[measure].drop(REAL).dropna()
+    return None if values.empty else values.idxmin()
+
+
+def which_is_nearest(cards: Cards | None) -> str:
+    """The model with the lowest KID, whom it is not told apart from, and whether held-out patients agree."""
+    best = None if cards is None else nearest(cards[0])
+    if best is None:
+        return NOT_YET
+    card, low, high = cards
+    models = card["KID"].drop(REAL).dropna()
+    text = f"{the(best, capital=True)} has the lowest KID{of(len(models))}: {said(cards, best, 'KID')}"
+    text += f" (held-out real hearts: {said(cards, REAL, 'KID')})."
+    text += " KID is a distance between two sets of images, 0 where they are alike."
+    same = [name for name in models.index if name != best and low.loc[name, "KID"] <= high.loc[best, "KID"]]
+    if same:
+        text += " " + listed(f"{the(name)} ({said(cards, name, 'KID')})" for name in same)
+        text += f" {'is' if len(same) == 1 else 'are'} not told apart from it: the intervals overlap."
+    new = nearest(card, "KID to test")
+    if new is not None:
+        whose = "it is lowest as well" if new == best else f"{the(new)} is lowest"
+        text += (
+            f" By the distance to held-out patients, where a copy gains nothing, {whose}: "
+            f"{said(cards, new, 'KID to test')} (the training slices themselves: {said(cards, REAL, 'KID to test')})."
+        )
+    return text
+
+
+def does_it_copy(cards: Cards | None) -> str:
+    """The share of copies of the model with the lowest KID beside that of held-out real slices."""
+    best, column = None if cards is None else nearest(cards[0]), "copies, %"
+    if best is None or pd.isna(cards[0].loc[best, column]):
+        return NOT_YET
+    card = cards[0]
+    if card.loc[best, column] <= card.loc[REAL, column]:
+        verdict = "No more than real hearts resemble each other:"
+    elif above_real(cards, best, column):
+        verdict = "Yes, more than real hearts resemble each other:"
+    else:
+        verdict = "Perhaps; its interval and that of real slices overlap:"
+    text = f"{verdict} {said(cards, best, column)} % of {the(best)}’s images are nearer to a training slice than any "
+    text += f"held-out real slice is; of real slices of held-out patients {said(cards, REAL, column)} %."
+    most = card[column].drop(REAL).idxmax()
+    if most != best:
+        text += f" The most copies are {the(most)}’s: {said(cards, most, column)} %."
+    return text
+
+
+def does_anatomy_hold(cards: Cards | None) -> str:
+    """Closed walls and their thickness in the images of the model with the lowest KID, beside real hearts."""
+    best, share, wall = None if cards is None else nearest(cards[0]), "plausible, %", "wall, mm off"
+    if best is None or pd.isna(cards[0].loc[best, share]):
+        return NOT_YET
+    card = cards[0]
+    if card.loc[best, share] >= card.loc[REAL, share]:
+        verdict = "At least as often as in real hearts:"
+    elif below_real(cards, best, share):
+        verdict = "Less often than in real hearts:"
+    else:
+        verdict = "Nearly as often as in real hearts, the intervals overlap:"
+    text = f"{verdict} {said(cards, best, share)} % of {the(best)}’s images show one closed ring of wall round one "
+    text += f"cavity, {said(cards, REAL, share)} % of held-out real slices."
+    if not pd.isna(card.loc[best, wall]):
+        text += f" Where it is closed, its largest thickness is {said(cards, best, wall)} mm off that of the training "
+        text += f"patients (held-out patients: {said(cards, REAL, wall)} mm)."
+    top = card[share].drop(REAL).idxmax()
+    if top != best:
+        text += f" The most closed walls are {the(top)}’s: {said(cards, top, share)} %."
+    return text
+
+
+def did_it_help(table: pd.DataFrame | None, best: str | None) -> str:
+    """Whether any arm of notebook 09 with generated slices told HCM from the rest better than real slices only.
+
+    Args:
+        table: as `utility.score` returns it, or None.
+        best: the model with the lowest KID, of whose arms the largest gain is told.
+    """
+    if table is None:
+        return "Not measured yet: notebook 09 has not been run."
+    arms = table[(table["metric"] == "AUC") & (table["level"] == "patient") & (table["model"] != "–")]
+    if arms.empty:
+        return "Not measured: no generated slices took part in notebook 09."
+    count = arms["verdict"].value_counts()
+    better, worse = arms[arms["verdict"] == "better"], count.get("worse", 0)
+    verdict = "No gain is shown" if better.empty else "In part" if len(better) < len(arms) else "Yes"
+    text = f"{verdict}: of {len(arms)} trials in which generated slices stood beside or in place of real ones, "
+    text += f"{len(better) or 'none'} told HCM from the rest better than the real slices alone, "
+    text += f"{worse or 'none'} worse, and {len(arms) - len(better) - worse} could not be told apart "
+    text += "(AUC by patient, 95 % interval of the gain)."
+    if not better.empty:
+        names = listed(f"{row.arm}, {patients_in_words(row.patients)}" for row in better.itertuples())
+        text += f" Better: {names}. Of twenty intervals about one misses by chance."
+    own = arms[(arms["model"] == best) & arms["gain"].notna()]
+    if not own.empty:
+        row = own.loc[own["gain"].idxmax()]
+        interval = "" if pd.isna(row["gain_low"]) else f" {signed(row['gain_low'], row['gain_high'])}"
+        text += f" The largest gain with {the(best)}’s slices is {figure(row['gain'], 2, '+')}{interval}"
+        text += f" ({row['arm']}, {patients_in_words(row['patients'])})."
+    return text
+
+
+def limits(record: dict[str, Any], slices: dict[str, Any]) -> list[str]:
+    """What the figures of a run do not say."""
+    held_out = slices.get("patients_by_split")
+    test = held_out.get("test") if isinstance(held_out, dict) else None
+    patients = f" Here these are {test} in all groups together." if test is not None else ""
+    synthetic = "synthetic" in str(record.get("data_description"))
+    formulas = "The hearts are synthetic, made by formulas: the page says how the models do on them, not on patients."
+    return [
+        *([formulas] if synthetic else []),
+        "For research and teaching only. Nothing here is a medical device, and no image made here may guide a "
+        "diagnosis.",
+        "One training a model. A second one, with another seed, may change the order; the intervals do not count that.",
+        f"Held-out patients are few, and what is said of real hearts rests on them.{patients}",
+        "KID, precision, recall and anatomy come from small networks that this run has trained on its own training "
+        "patients. They err, and their figures cannot be compared with those of other papers.",
+        "Copies are looked for in place: one that is moved, turned or in other tones may pass.",
+        "Pixel similarity says little about anatomy and nothing about usefulness; a blurred mean image scores well.",
+        "Generated images and weights may resemble the patients they were learned from: treat them as derived from the "
+        "data, under its licence. That of ACDC is CC BY-NC-SA 4.0, for non-commercial use (Bernard et al. 2018, "
+        "doi 10.1109/TMI.2018.2837502).",
+    ]
+
+
+def above_real(cards: Cards, name: str, column: str) -> bool:
+    """Whether a model's interval lies wholly above that of real hearts."""
+    return bool(cards[1].loc[name, column] > cards[2].loc[REAL, column])
+
+
+def below_real(cards: Cards, name: str, column: str) -> bool:
+    """Whether a model's interval lies wholly below that of real hearts."""
+    return bool(cards[2].loc[name, column] < cards[1].loc[REAL, column])
+
+
+def said(cards: Cards, name: str, column: str) -> str:
+    """A figure with its interval as it stands in the table, such as "0.25 [0.22, 0.28]"."""
+    cell = number(cards[0].loc[name, column], COLUMNS[column][0], *(end.loc[name, column] for end in cards[1:]))
+    return f"{cell.text} {cell.interval}".strip()
+
+
+def signed(low: float, high: float) -> str:
+    """An interval of a difference: [−0.19, +0.39]."""
+    return f"[{figure(low, 2, '+')}, {figure(high, 2, '+')}]"
+
+
+def the(model: str, capital: bool = False) -> str:
+    """A model in a sentence: the VAE, the diffusion model."""
+    title = "diffusion model" if model == "diffusion" else TITLES.get(model, model)
+    return f"{'The' if capital else 'the'} {title}"
+
+
+def of(count: int) -> str:
+    """Of how many models, where there are several."""
+    return f" of {count} models" if count > 1 else ""
+
+
+def listed(words) -> str:
+    """a, b and c."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
