@@ -110,8 +110,8 @@ def grid(model: str, cards: Cards | None) -> tuple[str, str]:
     caption = f"What {title} usually makes: its first 64 images, none picked, as HCM where it can be told the group."
     alt = f"Small grey images in rows of eight, drawn by {title}."
     if cards is not None and model in cards[0].index and cards[0].loc[model, share] >= 0:
-        alt += f" Of all its images {said(cards, model, share)} % show one closed ring of wall round one cavity"
-        alt += f" (real slices: {said(cards, REAL, share)} %)."
+        alt += f" Of all its images {said(cards, model, share)} show one closed ring of wall round one cavity"
+        alt += f" (real slices: {said(cards, REAL, share)})."
     return caption, alt
 
 

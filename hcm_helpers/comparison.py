@@ -16,7 +16,7 @@ from hcm_helpers.page import Cell, Table, number
 from hcm_helpers.report import Run, optional_table, read_cards, read_run, run_title, write_page
 from hcm_helpers.scorecard import COLUMNS, INTERVALS, LEGEND, REAL
 from hcm_helpers.similarity import TITLES
-from hcm_helpers.summary import Cards, listed, nearest, said
+from hcm_helpers.summary import Cards, nearest, said, the
 from hcm_helpers.utility import patients_in_words
 
 ABSENT = Cell("–")
@@ -55,8 +55,7 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
         summary=summary(names, cards, same),
         facts=facts_table(names, runs),
         settings=settings_table(names, runs),
-        reading=" ".join(["★: the best run of a row." if same else "", READING, INTERVALS]).strip(),
-        legend=LEGEND,
+        reading=" ".join(["★: the best run of a row." if same else "", READING, LEGEND, INTERVALS]).strip(),
         measures=measures,
     )
     write_page(path, html)
@@ -81,43 +80,41 @@ def summary(names: Sequence[str], cards: Sequence[Cards | None], same: bool) -> 
         if best is None:
             pairs.append((name, "Notebook 08 has not been run to its end."))
             continue
-        pairs.append(
-            (
-                name,
-                f"Lowest KID: {TITLES[best]} with {said(card, best, 'KID')} (held-out real hearts "
-                f"{said(card, REAL, 'KID')}); copies {said(card, best, 'copies, %')} %, plausible "
-                f"{said(card, best, 'plausible, %')} %.",
-            )
-        )
+        text = f"{the(best, capital=True)} has the lowest KID: {said(card, best, 'KID')} (held-out real hearts: "
+        text += f"{said(card, REAL, 'KID')}). Copies: {said(card, best, 'copies, %')}; plausible hearts: "
+        text += f"{said(card, best, 'plausible, %')}; largest wall off by {said(card, best, 'wall, mm off')}."
+        pairs.append((name, text))
     return pairs
 
 
 def measure_table(column: str, names: Sequence[str], cards: Sequence[Cards | None], marked: bool) -> Table:
     """One measure: a row a model, a column a run, the best of each row marked where they can be compared."""
     digits, better = COLUMNS[column]
+    figures = np.full((len(cards), 3, 1 + len(TITLES)), np.nan)  # value, low and high of real hearts and each model
+    for place, card in enumerate(cards):
+        if card is not None:
+            figures[place] = [end[column].reindex([REAL, *TITLES]) for end in card]
+    shown = np.round(figures[:, 0], digits)
+    marks = best_of_rows(abs(shown - shown[:, :1]) if better == "as the real" else shown, better)
     rows = []
-    for model in [REAL, *TITLES]:
-        found = [card is not None and model in card[0].index for card in cards]
-        triples = [
-            [end.loc[model, column] if there else np.nan for end in card or ()] or [np.nan] * 3
-            for card, there in zip(cards, found, strict=True)
-        ]
-        if not any(found):
-            continue
-        values = np.round([triple[0] for triple in triples], digits)
-        if better == "as the real":
-            real = [np.nan if card is None else card[0].loc[REAL, column] for card in cards]
-            values = np.abs(values - np.round(real, digits))
-        best = np.zeros(len(values), bool)
-        if marked and model != REAL and np.isfinite(values).sum() > 1:
-            best = np.isclose(values, np.nanmax(values) if better == "higher" else np.nanmin(values))
-        cells = [
-            number(value, digits, low, high, "best" if mark else "")
-            for (value, low, high), mark in zip(triples, best, strict=True)
-        ]
-        rows.append((TITLES.get(model, model), cells))
-    arrows = {"lower": ", lower is better", "higher": ", higher is better", "as the real": ", best as the real"}
-    return Table(f"{column}{arrows[better]}", ["", *names], rows)
+    for place, name in enumerate([REAL, *TITLES.values()]):
+        if np.isfinite(shown[:, place]).any():
+            stars = marks[:, place] & (marked and name != REAL)
+            cells = [
+                number(value, digits, low, high, "best" if star else "")
+                for (value, low, high), star in zip(figures[:, :, place], stars, strict=True)
+            ]
+            rows.append((name, cells))
+    arrows = {"lower": "lower is better", "higher": "higher is better", "as the real": "best where real hearts are"}
+    return Table(f"{column} ({arrows[better]})", ["", *names], rows)
+
+
+def best_of_rows(values: np.ndarray, better: str) -> np.ndarray:
+    """Which runs are best at each model, (runs, models); none where fewer than two have a figure, or all the same."""
+    worst = np.where(np.isnan(values), -np.inf if better == "higher" else np.inf, values)
+    goal = worst.max(0) if better == "higher" else worst.min(0)
+    marks = np.isclose(values, goal)
+    return marks & (marks.sum(0) < np.isfinite(values).sum(0))
 
 
 def use_table(names: Sequence[str], uses: Sequence[pd.DataFrame | None]) -> Table:
@@ -134,7 +131,7 @@ def use_table(names: Sequence[str], uses: Sequence[pd.DataFrame | None]) -> Tabl
 
 
 def facts_table(names: Sequence[str], runs: Sequence[Run]) -> Table:
-    """How each run was made: what is known of profile, seed, data, slices and versions."""
+    """How each run was made: profile, seed, data and slices, and the versions that differ."""
     facts = [
         {
             "profile": run.record.get("profile"),
@@ -145,15 +142,15 @@ def facts_table(names: Sequence[str], runs: Sequence[Run]) -> Table:
             "fingerprint": str(run.slices.get("fingerprint", "–"))[:12],
             "models": ", ".join(TITLES[name] for name in run.models) or "–",
             "started": run.record.get("started"),
-            **run.record.get("machine", {}),
-            **run.record.get("versions", {}),
         }
         for run in runs
     ]
-    rows = [
-        (name.replace("_", " "), [Cell(in_words(column.get(name))) for column in facts])
-        for name in dict.fromkeys(name for column in facts for name in column)
-    ]
+    made = [run.record.get("machine", {}) | run.record.get("versions", {}) for run in runs]
+    for name in dict.fromkeys(name for column in made for name in column):
+        if len({in_words(column.get(name)) for column in made if column}) > 1:  # of equal versions there are many
+            for column, told in zip(facts, made, strict=True):
+                column[name.replace("_", " ")] = told.get(name)
+    rows = [(name, [Cell(in_words(column[name])) for column in facts]) for name in facts[0]]
     return Table("The runs", ["", *names], rows)
 
 

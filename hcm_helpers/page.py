@@ -51,7 +51,7 @@ PARTS = """\
 {% macro table(table) %}
 <div class="wide" role="region" tabindex="0" aria-label="{{ table.caption }}">
 <table>
-<caption>{{ table.caption }}</caption>
+<caption><span>{{ table.caption }}</span></caption>
 <thead><tr>{% for title in table.head %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for name, cells in table.rows %}
@@ -125,7 +125,7 @@ code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .7rem; }
-  .figures table { width: max-content; }
+  caption span { display: block; max-width: calc(100vw - 2.5rem); }
   .figures tbody th { position: sticky; left: 0; max-width: 8rem; background: var(--paper); }
 }
 @page { margin: 15mm 14mm; }
@@ -134,14 +134,14 @@ code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
   nav { display: none; }
   .wide { overflow: visible; }
   .side { display: block; }
+  .side .wide { display: inline-block; margin-right: 6mm; vertical-align: top; }
   table { font-size: 7.5pt; }
   th, td { padding-right: 5pt; }
   td small { white-space: normal; }
   thead { display: table-header-group; }
-  tr, figure, dd { break-inside: avoid; }
+  table, tr, figure, dd { break-inside: avoid; }
   h2, caption { break-after: avoid; }
-  .short { break-inside: avoid-page; }
-  figure img { max-height: 200mm; }
+  figure img { max-height: 100mm; }
 }
 </style>
 </head>
@@ -154,7 +154,8 @@ REPORT = """\
 <body>
 <header>
 <h1>Run “{{ run }}”</h1>
-<p class="soft">Six generative models learned from cardiac MR slices and drew new ones; here is how good these are.</p>
+<p class="soft">Generative models learned from cardiac MR slices of hypertrophic cardiomyopathy (HCM) and drew new ones;
+here is how good these are. Brackets hold 95 % intervals.</p>
 <nav aria-label="On this page"><a href="#quality">Quality</a> <a href="#similarity">Similarity</a>
 <a href="#use">Use</a> <a href="#figures">Figures</a> <a href="#limits">Limits</a>
 <a href="#made">How it was made</a></nav>

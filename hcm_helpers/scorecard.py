@@ -34,8 +34,8 @@ COLUMNS = {  # digits behind the point, and which value is the best
     "time, s": (1, "lower"),
 }
 CAPTION = "What was measured of each model’s images, beside real hearts"
+STARS = "★: the best model of a column; the arrow says whether lower or higher is better."
 LEGEND = (
-    "★: the best model of a column; the arrow says whether lower or higher is better. "
     "SSIM with the nearest test slice, where a copy gains nothing; it is best where it is as real hearts have it. "
     "KID, precision and recall by the features of an encoder, to the training slices; KID to test to those of held-out "
     "patients, beside what the training slices reach. Copies: share of images nearer to a training slice than "
@@ -133,7 +133,7 @@ def as_table(card: pd.DataFrame, low: pd.DataFrame | None = None, high: pd.DataF
     arrows = {"lower": " ↓", "higher": " ↑", "as the real": ""}
     head = ["", *(f"{column}{arrows[better]}" for column, (_, better) in COLUMNS.items())]
     intervals = "" if low is None else f" {INTERVALS}"
-    return page.Table(CAPTION, head, rows, LEGEND + intervals)
+    return page.Table(CAPTION, head, rows, f"{STARS} {LEGEND}{intervals}")
 
 
 def render_html(card: pd.DataFrame) -> str:

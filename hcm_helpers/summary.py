@@ -81,12 +81,12 @@ def does_it_copy(cards: Cards | None) -> str:
     elif above_real(cards, best, column):
         verdict = "Yes, more than real hearts resemble each other:"
     else:
-        verdict = "Perhaps; its interval and that of real slices overlap:"
-    text = f"{verdict} {said(cards, best, column)} % of {the(best)}’s images are nearer to a training slice than any "
-    text += f"held-out real slice is; of real slices of held-out patients {said(cards, REAL, column)} %."
+        verdict = "Perhaps (the intervals overlap):"
+    text = f"{verdict} {said(cards, best, column)} of {the(best)}’s images are nearer to a training slice than any "
+    text += f"held-out real slice is; of real slices of held-out patients {said(cards, REAL, column)}."
     most = card[column].drop(REAL).idxmax()
     if most != best:
-        text += f" The most copies are {the(most)}’s: {said(cards, most, column)} %."
+        text += f" The most copies are {the(most)}’s: {said(cards, most, column)}."
     return text
 
 
@@ -101,15 +101,15 @@ def does_anatomy_hold(cards: Cards | None) -> str:
     elif below_real(cards, best, share):
         verdict = "Less often than in real hearts:"
     else:
-        verdict = "Nearly as often as in real hearts, the intervals overlap:"
-    text = f"{verdict} {said(cards, best, share)} % of {the(best)}’s images show one closed ring of wall round one "
-    text += f"cavity, {said(cards, REAL, share)} % of held-out real slices."
+        verdict = "Nearly as often as in real hearts (the intervals overlap):"
+    text = f"{verdict} {said(cards, best, share)} of {the(best)}’s images show one closed ring of wall round one "
+    text += f"cavity, {said(cards, REAL, share)} of held-out real slices."
     if not pd.isna(card.loc[best, wall]):
-        text += f" Where it is closed, its largest thickness is {said(cards, best, wall)} mm off that of the training "
-        text += f"patients (held-out patients: {said(cards, REAL, wall)} mm)."
+        text += f" Where it is closed, its largest thickness is {said(cards, best, wall)} off that of the training "
+        text += f"patients (held-out patients: {said(cards, REAL, wall)})."
     top = card[share].drop(REAL).idxmax()
     if top != best:
-        text += f" The most closed walls are {the(top)}’s: {said(cards, top, share)} %."
+        text += f" The most closed walls are {the(top)}’s: {said(cards, top, share)}."
     return text
 
 
@@ -178,9 +178,10 @@ def below_real(cards: Cards, name: str, column: str) -> bool:
 
 
 def said(cards: Cards, name: str, column: str) -> str:
-    """A figure with its interval as it stands in the table, such as "0.25 [0.22, 0.28]"."""
+    """A figure with interval and unit, such as "0.25 [0.22, 0.28]" or "4.3 [3.2, 5.5] %", on one line of the page."""
     cell = number(cards[0].loc[name, column], COLUMNS[column][0], *(end.loc[name, column] for end in cards[1:]))
-    return f"{cell.text} {cell.interval}".strip()
+    unit = next((unit for unit in ("%", "mm") if f", {unit}" in column), "")
+    return " ".join(part for part in (cell.text, cell.interval, unit) if part).replace(" ", "\u00a0")
 
 
 def signed(low: float, high: float) -> str:
