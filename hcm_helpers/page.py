@@ -133,15 +133,17 @@ code { font: .88em ui-monospace, monospace; overflow-wrap: anywhere; }
   body { padding: 0; max-width: none; font-size: 10pt; }
   nav { display: none; }
   .wide { overflow: visible; }
-  .side { display: block; }
-  .side .wide { display: inline-block; margin-right: 6mm; vertical-align: top; }
-  table { font-size: 7.5pt; }
-  th, td { padding-right: 5pt; }
+  p.soft, figcaption { font-size: 8.5pt; }
+  .side { display: block; orphans: 1; widows: 1; }
+  .side .wide { display: inline-block; margin: 1mm 3mm 3mm 0; vertical-align: top; }
+  table { font-size: 7pt; }
+  th, td { padding: 2pt 4pt 2pt 0; }
   td small { white-space: normal; }
   thead { display: table-header-group; }
   table, tr, figure, dd { break-inside: avoid; }
   h2, caption { break-after: avoid; }
-  figure img { max-height: 100mm; }
+  figure img { max-height: 210mm; }
+  .square img { max-height: 100mm; }
 }
 </style>
 </head>
@@ -200,8 +202,8 @@ here is how good these are. Brackets hold 95 % intervals.</p>
 
 <section>
 <h2 id="figures">Figures</h2>
-{% for (caption, alt), address in figures %}
-<figure><img src="{{ address }}" alt="{{ alt }}">
+{% for (caption, alt), address, square in figures %}
+<figure{% if square %} class="square"{% endif %}><img src="{{ address }}" alt="{{ alt }}">
 <figcaption>{{ caption }}</figcaption></figure>
 {% else %}
 <p class="soft">Notebooks 09 and 10 have not been run yet; they draw them.</p>

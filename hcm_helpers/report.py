@@ -120,7 +120,10 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         similar=similar,
         similar_legend=similar_legend,
         use=None if use is None else use_table(use),
-        figures=[(captions.describe(file, folder, cards, use), data_address(file)) for file in figure_files(folder)],
+        figures=[
+            (captions.describe(file, folder, cards, use), data_address(file), file.stem.startswith("samples_"))
+            for file in figure_files(folder)
+        ],
         limits=summary.limits(run.record, run.slices),
         made=provenance(run),
         models=models_table(run),

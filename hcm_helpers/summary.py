@@ -32,8 +32,8 @@ def what_ran(record: dict[str, Any], slices: dict[str, Any], models: dict[str, d
         roles = {"train": "to learn from", "validation": "to choose weights by", "test": "held out for the test"}
         parts = [f"{split[name]} {role}" for name, role in roles.items() if name in split]
         sentences.append(
-            f"{slices.get('slices', '?')} slices of {size}×{size} pixels ({pixel} mm each) of "
-            f"{slices.get('patients', '?')} patients: {', '.join(parts)}."
+            f"Slices: {slices.get('slices', '?')} of {size}×{size} pixels ({pixel} mm each) from "
+            f"{slices.get('patients', '?')} patients{': ' if parts else ''}{', '.join(parts)}."
         )
     if models:
         sentences.append(f"Models: {listed(TITLES.get(name, name) for name in models)}.")

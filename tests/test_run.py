@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from stand_ins import write_notebook
 
-from hcm_helpers import cli, execute, phantom, report, run
+from hcm_helpers import cli, execute, phantom, run
 from hcm_helpers.acdc import DataError
 
 COMMON = 'run_dir = "../runs/quick"\nseed = 0\n'
@@ -86,7 +86,7 @@ def test_a_run_leaves_notebooks_record_and_report(hcm, tmp_path, notebooks):
     assert record["versions"]["python"] == sys.version.split()[0]
 
     html = (folder / "report.html").read_text()
-    assert "Figure 5: VAE loss" in html
+    assert "Figure 5. Losses of the VAE" in html
     assert "0.250" in html
     assert html.count('src="data:image/') == 1
     assert 'src="http' not in html
@@ -289,34 +289,6 @@ def test_a_broken_record_is_one_sentence(hcm, tmp_path):
         assert result.exit_code == 2
         assert "run.json is broken" in result.output
         assert result.output.count("\n") == 1
-
-
-def test_figures_come_once_and_in_their_order(tmp_path):
-    (tmp_path / "figures").mkdir()
-    sizes = {
-        "figure_10_b.png": 9,
-        "figure_2_a.png": 9,
-        "figure_2_a.svg": 5,
-        "table_1_c.svg": 1,
-        "samples_vae.png": 1,
-    }
-    for name, size in sizes.items():
-        (tmp_path / "figures" / name).write_bytes(b"x" * size)
-    (tmp_path / "figures" / ".figure_2_a.png.part").touch()
-    files = report.figure_files(tmp_path)
-    assert [file.name for file in files] == [
-        "figure_2_a.svg",
-        "figure_10_b.png",
-        "samples_vae.png",
-        "table_1_c.svg",
-    ]
-    captions = [report.caption(file) for file in files]
-    assert captions == ["Figure 2: a", "Figure 10: b", "Samples VAE", "Table 1: c"]
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (75, "1:15"), (3599.7, "1:00:00")])
-def test_clock(seconds, text):
-    assert report.clock(seconds) == text
 
 
 def test_phantom_command(hcm, tmp_path):

@@ -8,6 +8,7 @@ from hcm_helpers import scorecard
 from hcm_helpers.acdc import DataError
 
 MODELS = ("vae", "diffusion")
+NONE = {"low": np.nan, "high": np.nan}
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def run(tmp_path):
     folder = tmp_path / "evaluation"
     folder.mkdir()
     pixels = [("vae", 0.30), ("diffusion", 0.21), ("real train slices", 0.20), ("real test slices", 0.90)]
-    pixels = pd.DataFrame(pixels, columns=["model", "value"]).assign(metric="SSIM", pairing="nearest test")
+    pixels = pd.DataFrame(pixels, columns=["model", "value"]).assign(metric="SSIM", pairing="nearest test", **NONE)
     fidelity = [
         (model, measure, value)
         for model, *values in (
@@ -39,9 +40,13 @@ def run(tmp_path):
     ]
     tables = {
         "table1": pixels,
-        "fidelity": pd.DataFrame(fidelity, columns=["model", "measure", "value"]),
-        "copies": pd.DataFrame({"model": [*MODELS, "real held-out slices"], "copies": [0.0, 0.013, 0.009]}),
-        "anatomy": pd.DataFrame(anatomy, columns=["model", "masks", "measure", "value", "distance"]),
+        "fidelity": pd.DataFrame(fidelity, columns=["model", "measure", "value"]).assign(**NONE),
+        "copies": pd.DataFrame(
+            {"model": [*MODELS, "real held-out slices"], "copies": [0.0, 0.013, 0.009], "low": 0.005, "high": 0.02}
+        ),
+        "anatomy": pd.DataFrame(anatomy, columns=["model", "masks", "measure", "value", "distance"]).assign(
+            distance_low=0.25, distance_high=4.0, **NONE
+        ),
         "cost": pd.DataFrame(
             {"model": [*MODELS, "diffusion"], "steps": [np.nan, np.nan, 5], "seconds_sampling": [0.4, 60.0, 12.0]}
         ),
@@ -67,9 +72,46 @@ def test_the_best_of_a_column_is_marked_and_real_hearts_do_not_compete(run):
     assert marks.loc["diffusion"].tolist() == [True, True, True, True, True, False, False, True, False]
     assert (marks.loc["vae"] == ~marks.loc["diffusion"]).all()
     html = scorecard.render_html(scorecard.scorecard(run))
-    assert html.count("<b>") == len(scorecard.COLUMNS)
-    assert "<td><b>0.210</b></td>" in html
+    assert html.count("<b>") == html.count('aria-label="best">★<') == len(scorecard.COLUMNS)
+    assert '<td class="best"><b>0.210</b> ' in html
     assert "<td>0.300</td>" in html
+    assert html.count('<th scope="row">') == 3
+
+
+def test_no_figure_is_the_best_figure(run):
+    path = run / "evaluation" / "fidelity.csv"
+    table = pd.read_csv(path)
+    table.loc[(table["model"] == "diffusion") & (table["measure"] == "KID"), "value"] = np.nan
+    table.loc[~table["model"].str.startswith("real") & (table["measure"] == "recall"), "value"] = np.nan
+    table.to_csv(path, index=False)
+    marks = scorecard.best(scorecard.scorecard(run))
+    assert marks["KID"].tolist() == [False, True, False]
+    assert not marks["recall"].any()
+
+
+def test_the_ends_of_the_intervals_stand_where_the_figures_do(run):
+    low, high = scorecard.scorecard(run, "low"), scorecard.scorecard(run, "high")
+    assert low.loc["vae", ["copies, %", "wall, mm off"]].tolist() == pytest.approx([0.5, 0.25])
+    assert high.loc[scorecard.REAL, ["copies, %", "wall, mm off"]].tolist() == pytest.approx([2, 4])
+    assert low[["KID", "time, s"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("fidelity", "vae,KID,5.0", "vae,KID,<b>"),
+        ("fidelity", "vae,precision", "vae,KID"),
+        ("copies", "model,copies", "model,share"),
+        ("cost", None, ""),
+        ("table1", None, "\xff\0"),
+    ],
+)
+def test_a_broken_table_is_one_sentence(run, name, old, new):
+    path = run / "evaluation" / f"{name}.csv"
+    text = new if old is None else path.read_text().replace(old, new)
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=rf"{name}\.csv is broken \([^\n]+\); run notebook 08 again"):
+        scorecard.scorecard(run)
 
 
 def test_a_missing_table_is_named(run):
