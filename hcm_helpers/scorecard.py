@@ -66,7 +66,7 @@ def scorecard(run: str | Path) -> pd.DataFrame:
             "time, s": cost[cost["steps"].isna()].set_index("model")["seconds_sampling"],
         }
     )
-    return card.reindex([REAL, *(name for name in TITLES if name in fidelity.index)])
+    return card.reindex([REAL, *(name for name in copies["model"] if name != HELD_OUT)])
 
 
 def best(card: pd.DataFrame) -> pd.DataFrame:
