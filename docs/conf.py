@@ -53,7 +53,7 @@ PAGES |= {"CONTRIBUTING.md": "contributing.md"}
 
 
 def gather() -> None:
-    """Put what lies elsewhere in the repository beside this file: notebooks, examples, texts, what `hcm --help` says."""
+    """Put what lies elsewhere beside this file: notebooks, examples, texts, and what `hcm --help` says."""
     for name in ("notebooks", "examples"):
         shutil.rmtree(HERE / name, ignore_errors=True)
         for path in (ROOT / name).rglob("*"):
@@ -80,8 +80,8 @@ def relinked(text: str, folder: Path) -> str:
     def lead(match: re.Match) -> str:
         label, target, anchor = match[1], os.path.normpath(folder / match[2]).replace(os.sep, "/"), match[3] or ""
         page = PAGES.get(target + anchor) or PAGES.get(target, target.removeprefix("docs/"))
-        known = target in PAGES or (ROOT / target).is_file() and target.startswith(("docs/", "notebooks/", "examples/"))
-        return f"[{label}]({page if '#' in page else page + anchor})" if known else label
+        ours = target.startswith(("docs/", "notebooks/", "examples/")) and (ROOT / target).is_file()
+        return f"[{label}]({page if '#' in page else page + anchor})" if ours or target in PAGES else label
 
     return re.sub(r"\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)", lead, text)
 
