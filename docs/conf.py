@@ -28,7 +28,7 @@ default_role = "py:obj"  # `name` in a docstring: a link where there is such a n
 nb_execution_mode = "off"
 nb_merge_streams = True
 nb_ipywidgets_js: dict[str, dict] = {}  # sliders need a kernel; no script is fetched for them
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
