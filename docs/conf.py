@@ -99,6 +99,7 @@ def commands() -> str:
 def mathml(tex: str, display: str) -> str:
     """TeX as MathML, which every browser has drawn by itself since 2023; `display` is "inline" or "block"."""
     tex = re.sub(r"\\tag\{(.+?)\}", r"\\qquad\\text{(\1)}", tex)
+    tex = re.sub(r"\\(mathcal|mathbb) (\w)", r"\\\1{\2}", tex)  # the converter makes a character of it only so
     tex = re.sub(r"\\texttt\{(.+?)\}", lambda match: match[0].replace(r"\_", "_"), tex)
     return convert(tex, display=display)
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.diffusion import UNet
-from hcm_helpers.models.layers import Batch, Moves, adam, check_width, drawn_on, normal
+from hcm_helpers.models.layers import Batch, Moves, Muon, adam, check_width, drawn_on, normal
 
 
 class Flow(nn.Module):
@@ -33,8 +33,11 @@ class Flow(nn.Module):
         self.shape, self.sampling_steps = (1, image_size, image_size), sampling_steps
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
-        """Adam for the network."""
-        return {"adam": adam(self.parameters(), learning_rate, betas)}
+        """Muon for the convolutions but the last, at ten times the rate, as in notebook 07; Adam for the rest."""
+        last = self.network.out[2].weight
+        matrices = [p for p in self.parameters() if p.ndim == 4 and p is not last]
+        rest = [p for p in self.parameters() if p.ndim != 4 or p is last]
+        return {"muon": Muon(matrices, 10 * learning_rate), "adam": adam(rest, learning_rate, betas)}
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """v(x, t) for x (B, 1, H, W) and t (B,) or (1,) in [0, 1]; same shape as x."""

@@ -48,4 +48,5 @@ def test_equations_are_mathml_with_their_numbers(conf):
     drawn = conf.mathml(r"x^2 \tag{7}", "block")
     assert "<msup><mi>x</mi><mn>2</mn></msup>" in drawn
     assert "<mtext>(7)</mtext>" in drawn
+    assert "&#x1D53C;" in conf.mathml(r"\mathbb E\, x", "inline")  # 𝔼
     assert "ema_decay" in conf.mathml(r"\texttt{ema\_decay}", "inline")
