@@ -43,7 +43,9 @@ html_theme = "furo"
 html_title = f"HCM hearts {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+highlight_language = "text"
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
 html_math_renderer = "mathml"
 
