@@ -1,9 +1,10 @@
 # make run    the series from images to table, figures and report     PROFILE=quick|cpu|paper|best DATA=folder RUN=name ARGS="--only 04,08"
-# make test   style, unit tests and every notebook
+# make test   style, unit tests, every notebook and the documentation
+# make docs   the documentation, from notebooks, docstrings and texts, into docs/_build/html
 # make lab    the notebooks in JupyterLab
 # make bench  the benchmarks
 # make clean  removes .venv and caches; runs/ and data/ stay
-# run, test, lab and bench set .venv up by themselves the first time; PYTHON=/path/to/python3.12 chooses the Python for it.
+# run, test, docs, lab and bench set .venv up by themselves the first time; PYTHON=/path/to/python3.12 chooses the Python for it.
 
 PROFILE = quick
 DATA =
@@ -14,7 +15,7 @@ PYTHON =
 BIN = .venv/bin
 STAMP = .venv/.stamp
 
-.PHONY: run test lab bench clean
+.PHONY: run test docs lab bench clean
 
 run: $(STAMP)
 	$(BIN)/hcm run --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(ARGS)
@@ -31,6 +32,13 @@ test: $(STAMP)
 	$(BIN)/pytest $(NBVAL) notebooks/01_*.ipynb
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(NBVAL) $(ATONCE) --dist loadfile notebooks/0[2-7]_*.ipynb
 	$(BIN)/pytest $(NBVAL) notebooks/0[89]_*.ipynb notebooks/10_*.ipynb
+	$(BIN)/pytest $(NBVAL) examples/*.ipynb
+	rm -rf runs/quick/flow # which a later `hcm run` would measure without training it
+	$(MAKE) --no-print-directory docs
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks $(ARGS)
@@ -42,7 +50,7 @@ bench: $(STAMP)
 	done
 
 clean:
-	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build *.egg-info
+	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build *.egg-info docs/_build docs/_texts docs/notebooks docs/examples
 	find hcm_helpers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

@@ -9,8 +9,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from hcm_helpers.acdc import DataError
-from hcm_helpers.similarity import TITLES
-from hcm_helpers.training import generate, load_samples
+from hcm_helpers.training import generate, load_samples, models_with
 
 NUM_IMAGES = 1000  # that a cost is quoted for
 
@@ -18,8 +17,8 @@ NUM_IMAGES = 1000  # that a cost is quoted for
 def cost_table(run: str | Path) -> pd.DataFrame:
     """What the models of a run cost on the machine that ran it, from the run.json that each notebook leaves.
 
-    A network evaluation is one pass of one image through the network; an image takes one, with diffusion as many as
-    `Diffusion.evaluations` says.
+    A network evaluation is one pass of one image through the network; an image takes one, unless its
+    run.json says how many `evaluations`, as that of the diffusion model does.
 
     Returns:
         One row a model that is there: model, parameters, seconds_training, evaluations and seconds_sampling (both
@@ -29,17 +28,15 @@ def cost_table(run: str | Path) -> pd.DataFrame:
         DataError: the run holds no model, or a run.json is broken.
     """
     rows = []
-    for name in TITLES:
+    for name in models_with(run, "run.json"):
         path = Path(run) / name / "run.json"
-        if not path.is_file():
-            continue
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             row = {
                 "model": name,
                 "parameters": record["num_parameters"],
                 "seconds_training": record["seconds_training"],
-                "evaluations": NUM_IMAGES * (record["evaluations"] if name == "diffusion" else 1),
+                "evaluations": NUM_IMAGES * record.get("evaluations", 1),
                 "seconds_sampling": NUM_IMAGES * record["seconds_sampling"] / len(load_samples(path.parent)[1]),
                 "device": record["machine"]["device"],
             }

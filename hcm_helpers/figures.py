@@ -503,7 +503,7 @@ def group_figure(table: pd.DataFrame) -> Figure:
         for i, model in enumerate(models):
             rows = table[(table["model"] == model) & (table["measure"] == measure)].set_index("group").loc[groups]
             places = np.arange(len(groups)) + 0.2 * (i - (len(models) - 1) / 2)
-            look = looks.get(model) or dict(zip(("color", "marker"), LOOKS[model], strict=True))
+            look = looks.get(model) or dict(zip(("color", "marker"), LOOKS.get(model, (INK, "o")), strict=True))
             _intervals(ax, rows, places, label=TITLES.get(model, model), **look)
         ax.set(xlabel=label, xlim=(-0.02, 1.02))
     panels[0].axvline(1 / (len(groups) - 1), color=INK, ls=":", lw=1)

@@ -77,10 +77,9 @@ def make_patient(group: str, rng: np.random.Generator, cine: bool = False) -> tu
         cine: whether to make every other frame of the beat too, at a tenth of a second each.
 
     Returns:
-        volumes: {"ED": Volume, "ES": Volume}; image float32 of whole numbers ≥ 0 and mask uint8, (X, Y, Z),
-            the base first; spacing in mm. With `cine` also "cine", without mask, image (X, Y, Z, T).
-        info: the values of ACDC's Info.cfg.
-        truth: the group and what `heart.measure` tells.
+        The volumes, {"ED": Volume, "ES": Volume}, image float32 of whole numbers ≥ 0 and mask uint8, (X, Y, Z), the
+        base first, spacing in mm; with `cine` also "cine", without mask, image (X, Y, Z, T). Then the values of ACDC's
+        Info.cfg. Then the truth, the group and what `heart.measure` tells.
 
     Raises:
         DataError: the group is unknown.

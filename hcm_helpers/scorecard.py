@@ -104,7 +104,7 @@ def scorecard(run: str | Path, end: str = "value") -> pd.DataFrame:
             "time, s": seconds if end == "value" else np.nan,
         }
     )
-    return card.reindex([REAL, *(name for name in TITLES if name in fidelity.index)])
+    return card.reindex([REAL, *(name for name in copies["model"] if name != HELD_OUT)])
 
 
 def best(card: pd.DataFrame) -> pd.DataFrame:

@@ -43,6 +43,7 @@ from hcm_helpers.parallel import (
     take_step,
 )
 from hcm_helpers.shards import BLOCK, Stack, batches, new_order
+from hcm_helpers.similarity import TITLES
 from hcm_helpers.slices import Slices
 
 NUM_VALIDATION_IMAGES = 256
@@ -520,6 +521,12 @@ def save_samples(images: Tensor, folder: str | Path, labels: Tensor | None = Non
     if masks is not None:
         arrays["masks"] = masks.numpy().astype(np.uint8)
     _write_arrays(Path(folder) / "samples.npz", arrays)
+
+
+def models_with(run: str | Path, file: str) -> list[str]:
+    """The models in whose folder of a run a file lies: those of the series in its order, then others by their names."""
+    there = {path.parent.name for path in Path(run).glob(f"*/{file}")}
+    return [name for name in TITLES if name in there] + sorted(there - TITLES.keys())
 
 
 def load_samples(folder: str | Path) -> tuple[Tensor, Tensor]:

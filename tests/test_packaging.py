@@ -25,6 +25,7 @@ DEPENDENCIES = [
         *PROJECT["project"]["optional-dependencies"].values(),
     )
     for text in group
+    if not text.startswith("hcm-helpers[")  # one extra within another
 ]
 
 
