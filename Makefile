@@ -3,6 +3,7 @@
 # make docs   the documentation, from notebooks, docstrings and texts, into docs/_build/html
 # make lab    the notebooks in JupyterLab
 # make bench  the benchmarks
+# make store  the notebooks that have run, ready to commit; make new-notebook NAME=11_topic begins one; make hooks: pre-commit
 # make clean  removes .venv and caches; runs/ and data/ stay
 # run, test, docs, lab and bench set .venv up by themselves the first time; PYTHON=/path/to/python3.12 chooses the Python for it.
 
@@ -15,7 +16,7 @@ PYTHON =
 BIN = .venv/bin
 STAMP = .venv/.stamp
 
-.PHONY: run test docs lab bench clean
+.PHONY: run test docs lab bench store new-notebook hooks clean
 
 run: $(STAMP)
 	$(BIN)/hcm run --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(ARGS)
@@ -29,7 +30,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(ATONCE) --dist worksteal tests
-	$(BIN)/pytest $(NBVAL) notebooks/01_*.ipynb
+	$(BIN)/pytest $(NBVAL) notebooks/0[01]_*.ipynb
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(NBVAL) $(ATONCE) --dist loadfile notebooks/0[2-7]_*.ipynb
 	$(BIN)/pytest $(NBVAL) notebooks/0[89]_*.ipynb notebooks/10_*.ipynb
 	$(BIN)/pytest $(NBVAL) examples/*.ipynb
@@ -48,6 +49,15 @@ bench: $(STAMP)
 	@for benchmark in benchmarks/*.py; do \
 	    if [ -f "$$benchmark" ]; then echo "$$benchmark"; $(BIN)/python "$$benchmark" || exit 1; fi; \
 	done
+
+store: $(STAMP)
+	$(BIN)/python tools/notebooks.py store $(wildcard notebooks/*.ipynb notebooks/solutions/*.ipynb)
+
+new-notebook: $(STAMP)
+	$(BIN)/python tools/notebooks.py new "$(NAME)"
+
+hooks: $(STAMP)
+	$(BIN)/pre-commit install
 
 clean:
 	rm -rf .venv .hypothesis .pytest_cache .ruff_cache build *.egg-info docs/_build docs/_texts docs/notebooks docs/examples

@@ -1,4 +1,4 @@
-"""The paper's figures 1 to 3, drawn anew: how a VAE, a GAN and a diffusion model are built."""
+"""The paper's figures 1 to 3, drawn anew: how a VAE, a GAN, a diffusion model are built; and the map of the series."""
 
 from collections.abc import Sequence
 
@@ -95,6 +95,42 @@ def diffusion() -> Figure:
         RED,
         12,
     )
+    return axes.figure
+
+
+def series() -> Figure:
+    """The map: patients → slices → six models → judgement → pictures, the notebook of each step and what it writes."""
+    axes = _diagram(11.2, 4.9)
+    heights = np.linspace(3.95, 1.2, 6)
+    middle = heights.mean()
+    sources = ("ACDC\ndata/acdc", "the phantom\nhcm phantom", "your patients\nhcm convert")
+    models = ("02 VAE", "03 GAN", "04 DCGAN", "05 ACGAN", "06 InfoGAN", "07 Diffusion")
+    judges = ("08 evaluation", "09 augmentation")
+    columns = {"patients": 0.95, "slices": 3.1, "six models": 5.5, "judgement": 8.0, "pictures": 10.35}
+    for name, place in columns.items():
+        _text(axes, place, 4.6, name, SOFT, size=12)
+    for y, name in zip((3.7, middle, 1.45), sources, strict=True):
+        _box(axes, 0.1, y, 1.7, 0.8, name, SOFT)
+        _arrow(axes, (1.8, y), (2.4, middle + 0.18 * np.sign(y - middle)), SOFT)
+    _box(axes, 2.4, middle, 1.4, 1.0, "01 data\npreparation", ORANGE)
+    for y, name in zip(heights, models, strict=True):
+        _box(axes, 4.7, y, 1.6, 0.42, name, BLUE)
+        _arrow(axes, (3.8, middle + 0.12 * (y - middle)), (4.7, y), ORANGE)
+        for judge in (middle + 0.6, middle - 0.6):
+            _arrow(axes, (6.3, y), (7.15, judge + 0.12 * (y - middle)), BLUE)
+    for y, name in zip((middle + 0.6, middle - 0.6), judges, strict=True):
+        _box(axes, 7.15, y, 1.7, 0.6, name, GREEN)
+        _arrow(axes, (8.85, y), (9.65, middle + 0.15 * np.sign(y - middle)), GREEN)
+    _box(axes, 9.65, middle, 1.4, 0.8, "10 figures\nreport.html", RED)
+    for place, files, colour in (
+        (3.1, "slices/", ORANGE),
+        (5.5, "weights, samples.npz", BLUE),
+        (8.0, "evaluation/*.csv", GREEN),
+        (10.35, "figures/", RED),
+    ):
+        _text(axes, place, 0.78 if colour == BLUE else middle - 1.15, files, colour, size=10)
+    _path(axes, [(3.1, 1.2), (3.1, 0.4), (8.0, 0.4), (8.0, 1.2)], ORANGE)
+    _text(axes, 5.5, 0.18, "slices of patients that no model has seen", ORANGE)
     return axes.figure
 
 

@@ -23,6 +23,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, MultipleLocator, NullForm
 from torch import Tensor
 
 from hcm_helpers.acdc import GROUPS, DataError
+from hcm_helpers.alt_text import say_in_notebooks
 from hcm_helpers.anatomy import FEWEST, measure_all
 from hcm_helpers.fidelity import MEASURES, half_power, power_spectrum
 from hcm_helpers.files import write_whole
@@ -70,6 +71,7 @@ STYLE = {
     "svg.hashsalt": "hcm",  # the same figure gives the same bytes
 }
 mpl.rcParams.update(STYLE)
+say_in_notebooks()
 
 
 def _key(label: str, **look) -> Line2D:

@@ -26,7 +26,7 @@ from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.similarity import TITLES
 from hcm_helpers.slices import Slices
 
-DIAGRAMS = [diagrams.vae, diagrams.gan, diagrams.diffusion]
+DIAGRAMS = [diagrams.vae, diagrams.gan, diagrams.diffusion]  # the paper's
 
 
 def history(epochs=4):
@@ -562,7 +562,7 @@ def assert_texts_apart(figure):
         assert not a.overlaps(b), (text.get_text(), other.get_text())
 
 
-@pytest.mark.parametrize("draw", DIAGRAMS)
+@pytest.mark.parametrize("draw", [*DIAGRAMS, diagrams.series])
 def test_nothing_in_a_diagram_overlaps(draw):
     figure = draw()
     assert_texts_apart(figure)
