@@ -131,7 +131,9 @@ def assert_no_errors(page) -> None:
     notebook = page.locator(".jp-Notebook")
     assert notebook.locator("[data-mime-type='application/vnd.jupyter.error']").all_text_contents() == []
     assert notebook.locator("[data-mime-type='application/vnd.jupyter.stderr']").all_text_contents() == []
-    assert notebook.locator("mjx-merror, .jupyter-widgets-error-widget").all_text_contents() == []
+    assert (
+        notebook.locator("mjx-merror, mjx-mtext[style*='red'], .jupyter-widgets-error-widget").all_text_contents() == []
+    )
     images = notebook.locator(".jp-OutputArea img, .jp-MarkdownOutput img").evaluate_all(
         "images => Promise.all(images.map(image => image.decode().then(() => null, () => image.outerHTML)))"
     )
