@@ -1,6 +1,6 @@
 # make run    the series from images to table, figures and report     PROFILE=quick|cpu|paper|best DATA=folder RUN=name ARGS="--only 04,08"
 # make test   style, unit tests and every notebook
-# make lab    the notebooks in JupyterLab
+# make lab    the notebooks in JupyterLab, the first one open
 # make bench  the benchmarks
 # make clean  removes .venv and caches; runs/ and data/ stay
 # run, test, lab and bench set .venv up by themselves the first time; PYTHON=/path/to/python3.12 chooses the Python for it.
@@ -33,7 +33,7 @@ test: $(STAMP)
 	$(BIN)/pytest $(NBVAL) notebooks/0[89]_*.ipynb notebooks/10_*.ipynb
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
+	$(BIN)/jupyter lab $(firstword $(sort $(wildcard notebooks/*.ipynb))) $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
