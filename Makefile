@@ -1,7 +1,7 @@
 # make run    the series from images to table, figures and report     PROFILE=quick|cpu|paper|best DATA=folder RUN=name ARGS="--only 04,08"
 # make test   style, unit tests, every notebook and the documentation
 # make docs   the documentation, from notebooks, docstrings and texts, into docs/_build/html
-# make lab    the notebooks in JupyterLab
+# make lab    the notebooks in JupyterLab, the first one open
 # make bench  the benchmarks
 # make store  the notebooks that have run, ready to commit; make new-notebook NAME=11_topic begins one; make hooks: pre-commit
 # make clean  removes .venv and caches; runs/ and data/ stay
@@ -42,7 +42,7 @@ docs: $(STAMP)
 	@echo "open docs/_build/html/index.html"
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab notebooks $(ARGS)
+	$(BIN)/jupyter lab $(firstword $(sort $(wildcard notebooks/*.ipynb))) $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
