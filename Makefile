@@ -31,6 +31,7 @@ test: $(STAMP)
 	$(BIN)/pytest $(NBVAL) notebooks/01_*.ipynb
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(NBVAL) $(ATONCE) --dist loadfile notebooks/0[2-7]_*.ipynb
 	$(BIN)/pytest $(NBVAL) notebooks/0[89]_*.ipynb notebooks/10_*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(NBVAL) $(ATONCE) --dist loadfile notebooks/solutions/*.ipynb
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks $(ARGS)
