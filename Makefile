@@ -33,6 +33,7 @@ test: $(STAMP)
 	$(BIN)/pytest $(NBVAL) notebooks/0[01]_*.ipynb
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(NBVAL) $(ATONCE) --dist loadfile notebooks/0[2-7]_*.ipynb
 	$(BIN)/pytest $(NBVAL) notebooks/0[89]_*.ipynb notebooks/10_*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(NBVAL) $(ATONCE) --dist loadfile notebooks/solutions/*.ipynb
 	$(BIN)/pytest $(NBVAL) examples/*.ipynb
 	rm -rf runs/quick/flow # which a later `hcm run` would measure without training it
 	$(MAKE) --no-print-directory docs

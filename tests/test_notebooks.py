@@ -1,6 +1,7 @@
 """Notebooks and profiles fit together, and the whole series runs, at a size at which nothing is learned."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -73,3 +74,17 @@ def test_series_on_the_phantom(tmp_path):
 @pytest.mark.acdc
 def test_series_on_real_patients(tmp_path, acdc_root):
     check_series(run.run_series("quick", acdc_root, overrides=TINY, home=tmp_path))
+
+
+@pytest.mark.parametrize("notebook", run.STEPS)
+def test_every_exercise_has_its_solution(notebook):
+    """The exercises are a numbered list at a notebook's end; a solution is a section, with an answer in words."""
+    texts = markdown(run.NOTEBOOKS / f"{notebook}.ipynb")
+    asked = re.findall(r"^(\d)\. ", texts[-1].split("### Exercises")[1], re.MULTILINE)
+    answers = markdown(run.NOTEBOOKS / "solutions" / f"{notebook[:2]}_solutions.ipynb")
+    assert [number for text in answers for number in re.findall(r"^## Exercise (\d)$", text, re.MULTILINE)] == asked
+    assert sum(text.startswith("**Seen:**") for text in answers) == len(asked)
+
+
+def markdown(path):
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "markdown"]
