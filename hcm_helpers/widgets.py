@@ -162,7 +162,7 @@ class Reader:
 READERS = (
     Reader("10 radiologists, CT of the body, progressive GAN", 0.594, "all", "https://doi.org/10.2196/23328"),
     Reader("cardiologists, perfusion maps, DCGAN", 0.611, "all", "https://doi.org/10.7759/cureus.30646"),
-    Reader("the same, told what to look for", 0.800, "all", "https://doi.org/10.7759/cureus.30646"),
+    Reader("the same, given a clue", 0.800, "all", "https://doi.org/10.7759/cureus.30646"),
     Reader("the 10 radiologists, generated CT alone", 0.519, "generated", "https://doi.org/10.2196/23328"),
     Reader("16 radiologists, generated images alone", 0.966, "generated", "https://arxiv.org/abs/2503.20967"),
 )
