@@ -15,6 +15,7 @@ from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.slices import Slices
 
 DIAGRAMS = [diagrams.vae, diagrams.gan, diagrams.diffusion]
+GAMES = {diagrams.dcgan: "halve", diagrams.acgan: "group $c$", diagrams.infogan: "code $c$"}  # and what is new in each
 
 
 def history(epochs=4):
@@ -321,6 +322,15 @@ def test_diagrams_name_the_parts_that_the_paper_names():
     assert arrows == [8, 7, 7]
 
 
+@pytest.mark.parametrize("draw", GAMES)
+def test_diagrams_of_the_other_games_name_what_is_new(draw):
+    figure = draw()
+    written = " ".join(texts(figure))
+    for word in ("Generator", "Discriminator", "drawn?", GAMES[draw]):
+        assert word in written
+    assert_texts_apart(figure)
+
+
 def extents(figure, artists):
     renderer = FigureCanvasAgg(figure).get_renderer()
     return [artist.get_window_extent(renderer) for artist in artists]
@@ -332,7 +342,7 @@ def assert_texts_apart(figure):
         assert not a.overlaps(b), (text.get_text(), other.get_text())
 
 
-@pytest.mark.parametrize("draw", DIAGRAMS)
+@pytest.mark.parametrize("draw", [*DIAGRAMS, diagrams.acgan, diagrams.infogan])
 def test_nothing_in_a_diagram_overlaps(draw):
     figure = draw()
     assert_texts_apart(figure)
