@@ -66,7 +66,8 @@ def measured(images: Tensor, masks: Tensor, pixel_mm: float) -> Figure:
     """
     hearts = [measure(mask, pixel_mm) for mask in masks.numpy()]
     pictures = [outlined(image, mask) for image, mask in zip(images, masks, strict=True)]
-    figure, axes = empty_figure(2.1 * len(pictures), 2.6, 1, len(pictures), squeeze=False, layout="constrained")
+    figure, axes = empty_figure(2.1 * len(pictures), 2.5, 1, len(pictures), squeeze=False)
+    figure.subplots_adjust(0, 0, 1, 0.84, 0.05)  # the constrained layout would take half of the time
     for ax, heart, picture in zip(axes[0], hearts, pictures, strict=True):
         ax.imshow(picture)
         ax.set_axis_off()
