@@ -1,4 +1,4 @@
-"""The paper's figures 1 to 3, drawn anew: how a VAE, a GAN, a diffusion model are built; and the map of the series."""
+"""How the models are built: the paper's figures 1 to 3, drawn anew, what came after them, and the map of the series."""
 
 from collections.abc import Sequence
 
@@ -42,15 +42,62 @@ def vae() -> Figure:
 
 def gan() -> Figure:
     """Figure 2: the generator draws from noise, the discriminator judges, and both learn from that."""
+    return _game("$\\max_D\\;\\log D(x) + \\log(1 - D(G(z)))$", "$\\max_G\\;\\log D(G(z))$")
+
+
+def dcgan() -> Figure:
+    """The same game with convolutions: how the sides double in the generator and halve in the discriminator."""
+    axes = _diagram(11.2, 3.4)
+    middle, left = 1.85, 0.1
+    _box(axes, left, middle, 0.75, 0.9, "$z$", ORANGE, size=14)
+    steps = [("4×4", 0.4), ("8×8", 0.7), ("16×16", 1.0), ("32×32", 1.3)]
+    left += 1.07
+    for i, (name, side) in enumerate(steps + steps[-2::-1]):
+        colour, ahead = (BLUE if i < 4 else GREEN), 0.32
+        if i == 3:
+            _picture(axes, left, middle, _heart(), "", side)
+        else:
+            for back in (0.12, 0.06, 0.0):  # channels, one behind the other
+                _box(axes, left + back, middle + back, side, side, "", colour)
+        _text(axes, left + side / 2, middle - side / 2 - 0.2, name, size=9)
+        _arrow(axes, (left - ahead, middle), (left - 0.02, middle), colour)
+        left += side + 0.12 + ahead
+    _arrow(axes, (left - 0.32, middle), (left, middle), GREEN)
+    _box(axes, left, middle, 1.3, 0.9, "$D(\\cdot)$\nreal or drawn?", INK)
+    _text(axes, 3.1, 3.1, "Generator: transposed convolutions double each side", BLUE, size=12)
+    _text(axes, 8.4, 3.1, "Discriminator: strided convolutions halve it", GREEN, size=12)
+    _text(axes, 5.6, 0.35, "a window of 4×4, the same everywhere: each pixel is seen with its neighbours", size=11)
+    return axes.figure
+
+
+def acgan() -> Figure:
+    """A GAN that is told the group: it goes into the generator, and the discriminator is asked for it back."""
+    answer = "$S$: real or drawn?\n$C$: which group?"
+    return _game("$\\max_D\\;L_S + L_C$", "$\\max_G\\;L_C - L_S$", "group $c$", answer)
+
+
+def infogan() -> Figure:
+    """A GAN whose input has named codes: a reader Q on the discriminator's trunk is asked for them."""
+    answer = "$D$: real or drawn?\n$Q$: which code?"
+    return _game("$\\max_D\\;V(D, G)$", "$\\min_{G,Q}\\;V(D, G) - \\lambda L_I$", "code $c$", answer)
+
+
+def _game(
+    objective_D: str, objective_G: str, told: str = "", answer: str = "$D(\\cdot)$\nreal or generated?"
+) -> Figure:
+    """Noise and what else the generator is told, the two players, and what each learns from."""
     axes = _diagram(11.2, 4.7)
     top, low = 3.5, 1.5
     middle = (top + low) / 2
     _box(axes, 0.1, low, 1.3, 0.9, "noise\n$z \\sim N(0, I)$", ORANGE)
+    if told:
+        _box(axes, 0.1, 0.5, 1.3, 0.6, told, GREEN)
+        _arrow(axes, (1.4, 0.5), (2.0, low - 0.3))
     _funnel(axes, 2.0, 3.7, low, 0.8, 1.5, "Generator\n$G$", BLUE)
-    _picture(axes, 4.3, low, _heart(noise=0.25), "generated $G(z)$")
+    _picture(axes, 4.3, low, _heart(noise=0.25), f"generated $G(z{', c' if told else ''})$")
     _picture(axes, 4.3, top, _heart(), "real $x$")
     _funnel(axes, 6.7, 8.5, middle, 2.2, 1.2, "Discriminator\n$D$", RED)
-    _box(axes, 9.2, middle, 1.8, 0.9, "$D(\\cdot)$\nreal or generated?", INK)
+    _box(axes, 9.2, middle, 1.8, 0.9, answer, INK)
 
     _arrow(axes, (1.4, low), (2.0, low))
     _arrow(axes, (3.7, low), (4.3, low))
@@ -58,9 +105,9 @@ def gan() -> Figure:
     _arrow(axes, (5.6, low), (6.7, middle - 0.6))
     _arrow(axes, (8.5, middle), (9.2, middle))
     _path(axes, [(10.1, middle + 0.45), (10.1, 4.1), (7.6, 4.1), (7.6, middle + 0.9)], RED)
-    _text(axes, 8.85, 4.33, "$\\max_D\\;\\log D(x) + \\log(1 - D(G(z)))$", RED)
+    _text(axes, 8.85, 4.33, objective_D, RED)
     _path(axes, [(10.1, middle - 0.45), (10.1, 0.32), (2.85, 0.32), (2.85, low - 0.62)], BLUE)
-    _text(axes, 8.0, 0.55, "$\\max_G\\;\\log D(G(z))$", BLUE)
+    _text(axes, 8.0, 0.55, objective_G, BLUE)
     return axes.figure
 
 

@@ -21,12 +21,13 @@ from matplotlib.text import Text
 from PIL import Image
 
 import hcm_helpers
-from hcm_helpers import diagrams, figures, notebook
+from hcm_helpers import diagrams, figures, notebook, widgets
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.similarity import TITLES
 from hcm_helpers.slices import Slices
 
 DIAGRAMS = [diagrams.vae, diagrams.gan, diagrams.diffusion]  # the paper's
+GAMES = {diagrams.dcgan: "halve", diagrams.acgan: "group $c$", diagrams.infogan: "code $c$"}  # and what is new in each
 
 
 def history(epochs=4):
@@ -163,11 +164,20 @@ def pairs():
     return figures.closest_pairs_figure(numbered_images(4), Slices(numbered_images(8), None, None, None, ""), table)
 
 
+def pair():
+    found = pd.DataFrame({"cc": [0.9, 0.8], "cc_row": [5, 2], "patient": ["patient005", "patient002"]}, index=[3, 0])
+    return widgets.pair_figure(numbered_images(4), Slices(numbered_images(8), None, None, None, ""), found, 0, 0.85)
+
+
 WALLS = {"HCM": np.arange(10.0, 31.0), "NOR": [*np.arange(5.0, 16.0), np.nan]}
 EXAMPLES = {  # one a figure function
     "vae": diagrams.vae,
     "gan": diagrams.gan,
+    "dcgan": diagrams.dcgan,
+    "acgan": diagrams.acgan,
+    "infogan": diagrams.infogan,
     "diffusion": diagrams.diffusion,
+    "series": diagrams.series,
     "image_grid": lambda: figures.image_grid(numbered_images(4), 2, list("abcd"), ["up", "down"], "Four"),
     "slice_gallery": lambda: figures.slice_gallery(gallery()),
     "mask_overlay": lambda: figures.mask_overlay(numbered_images(5), one_mask().expand(5, -1, -1), 2.5, list("abcde")),
@@ -193,6 +203,10 @@ EXAMPLES = {  # one a figure function
     "cost_figure": lambda: figures.cost_figure(costs(), "kid", "KID (less is better)"),
     "group_figure": lambda: figures.group_figure(group_rows()),
     "correlation_map": lambda: figures.correlation_map(correlations(), {"a": "area", "b": "brightness"}),
+    "measured": lambda: widgets.measured(numbered_images(3), one_mask().expand(3, -1, -1), 2.5),
+    "marked_row": lambda: widgets.marked_row(numbered_images(3), list("abc"), 1),
+    "pair_figure": pair,
+    "readers_figure": lambda: widgets.readers_figure(widgets.score([True] * 20, [True, False] * 10)),
 }
 LABELS = {  # what stands at the x and y axes, from the first panel on; a diagram or a grid of images has none
     "mask_overlay": [*[("", "y (mm)"), ("x (mm)", ""), ("x (mm)", ""), ("x (mm)", "")], ("x (mm)", "y (mm)")],
@@ -209,8 +223,9 @@ LABELS = {  # what stands at the x and y axes, from the first panel on; a diagra
     "cost_figure": [("time of 1,000 images (s)", "KID (less is better)")],
     "group_figure": [("share recognised, dotted: by chance", "group"), ("MS-SSIM of pairs, 1 = identical", "")],
     "correlation_map": [("", ""), ("", "rank correlation")],
+    "readers_figure": [("share of right answers", "")],
 }
-INTERVALS = {"similarity_figure": 8, "reactions_figure": 4, "utility_figure": 6, "group_figure": 8}
+INTERVALS = {"similarity_figure": 8, "reactions_figure": 4, "utility_figure": 6, "group_figure": 8, "readers_figure": 2}
 
 
 @cache
@@ -551,6 +566,15 @@ def test_diagrams_name_the_parts_that_the_paper_names():
     assert arrows == [8, 7, 7]
 
 
+@pytest.mark.parametrize("draw", GAMES)
+def test_diagrams_of_the_other_games_name_what_is_new(draw):
+    figure = draw()
+    written = " ".join(texts(figure))
+    for word in ("Generator", "Discriminator", "drawn?", GAMES[draw]):
+        assert word in written
+    assert_texts_apart(figure)
+
+
 def extents(figure, artists):
     renderer = FigureCanvasAgg(figure).get_renderer()
     return [artist.get_window_extent(renderer) for artist in artists]
@@ -562,7 +586,7 @@ def assert_texts_apart(figure):
         assert not a.overlaps(b), (text.get_text(), other.get_text())
 
 
-@pytest.mark.parametrize("draw", [*DIAGRAMS, diagrams.series])
+@pytest.mark.parametrize("draw", [*DIAGRAMS, diagrams.acgan, diagrams.infogan, diagrams.series])
 def test_nothing_in_a_diagram_overlaps(draw):
     figure = draw()
     assert_texts_apart(figure)
