@@ -17,7 +17,8 @@ from hcm_helpers import figures, run
 from hcm_helpers.alt_text import describe
 from tools import notebooks
 
-SERIES = [*sorted(run.NOTEBOOKS.rglob("[!.]*.ipynb")), notebooks.TEMPLATE]
+ROOT = run.NOTEBOOKS.parent
+SERIES = [*sorted(run.NOTEBOOKS.rglob("[!.]*.ipynb")), *sorted((ROOT / "examples").glob("*.ipynb")), notebooks.TEMPLATE]
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_a_plot_keeps_its_colours():
     for i in range(6):
         axes.plot([0, 1], [i, i], lw=4)
     file = io.BytesIO()
-    figure.savefig(file)
+    figure.savefig(file, dpi=100)
     before, after = from_png(file.getvalue()), from_png(notebooks.small(file.getvalue()))
     colours = {tuple(line) for line in before.reshape(-1, 3)[np.ptp(before.reshape(-1, 3), axis=1) > 60].tolist()}
     wide = [colour for colour in colours if (before == colour).all(axis=2).sum() > 500]
