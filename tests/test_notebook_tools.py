@@ -151,7 +151,7 @@ def test_a_plot_keeps_its_colours():
     before, after = from_png(file.getvalue()), from_png(notebooks.small(file.getvalue()))
     colours = {tuple(line) for line in before.reshape(-1, 3)[np.ptp(before.reshape(-1, 3), axis=1) > 60].tolist()}
     wide = [colour for colour in colours if (before == colour).all(axis=2).sum() > 500]
-    assert len(wide) == 6
+    assert len(wide) >= 6, "six lines, and the even rims of them"
     for colour in wide:
         assert np.abs(after[(before == colour).all(axis=2)] - colour).max() <= 12
 
