@@ -215,11 +215,12 @@ def out_of_order(notebook: NotebookNode, has_parameters: bool) -> Iterator[str]:
         yield "its second cell is not ## You will learn"
     if has_parameters and "parameters" not in tags(third):
         yield "its third cell is not the one tagged parameters"
-    rest = [cell for cell in code(notebook) if "parameters" not in tags(cell)]
-    for i, cell in enumerate(rest):
-        imports = [isinstance(line, ast.Import | ast.ImportFrom) for line in ast.parse(cell.source).body]
-        if any(imports) != (i == 0):
-            yield f"cell {cell.id} {'imports' if i else 'does not'}; all imports are in the cell after the parameters"
+    beginning = True
+    for cell in code(notebook):
+        imports = any(isinstance(line, ast.Import | ast.ImportFrom) for line in ast.parse(cell.source).body)
+        if imports and not beginning:
+            yield f"cell {cell.id} imports; move that up to the cell after the parameters"
+        beginning = beginning and (imports or "parameters" in tags(cell))
     if has_parameters and not notebook.cells[-1].source.startswith("## Summary"):
         yield "its last cell is not ## Summary"
 
