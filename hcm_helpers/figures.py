@@ -64,7 +64,7 @@ STYLE = {
     "figure.facecolor": "white",
     "image.cmap": "gray",
     "figure.constrained_layout.h_pad": 0.06,  # inches
-    "figure.dpi": 100,
+    "figure.dpi": 80,  # on the screen: a stored notebook should stay small
     "savefig.dpi": 300,
     "savefig.bbox": "tight",
     "pdf.fonttype": 42,  # letters stay letters, of an embedded TrueType font: to be searched, copied and edited
@@ -130,7 +130,8 @@ def image_grid(
     for image, (top, left) in zip(images, corners, strict=True):
         picture[top : top + height, left : left + width] = image
 
-    inch = min(1.3, 9 / columns) / width  # inches a pixel
+    dpi = mpl.rcParams["figure.dpi"]
+    inch = max(1, int(min(1.3, 9 / columns) * dpi / width + 0.4)) / dpi  # a pixel's: whole dots on the screen
     figure, axes = empty_figure(picture.shape[1] * inch, picture.shape[0] * inch)
     axes.set_position([0, 0, 1, 1])
     axes.set_axis_off()
