@@ -53,7 +53,7 @@ def dcgan() -> Figure:
     steps = [("4×4", 0.4), ("8×8", 0.7), ("16×16", 1.0), ("32×32", 1.3)]
     left += 1.07
     for i, (name, side) in enumerate(steps + steps[-2::-1]):
-        colour, ahead = (BLUE if i < 4 else GREEN), 0.32
+        colour, ahead = (BLUE if i < 4 else RED), 0.32
         if i == 3:
             _picture(axes, left, middle, _heart(), "", side)
         else:
@@ -62,10 +62,10 @@ def dcgan() -> Figure:
         _text(axes, left + side / 2, middle - side / 2 - 0.2, name, size=9)
         _arrow(axes, (left - ahead, middle), (left - 0.02, middle), colour)
         left += side + 0.12 + ahead
-    _arrow(axes, (left - 0.32, middle), (left, middle), GREEN)
+    _arrow(axes, (left - 0.32, middle), (left, middle), RED)
     _box(axes, left, middle, 1.3, 0.9, "$D(\\cdot)$\nreal or drawn?", INK)
     _text(axes, 3.1, 3.1, "Generator: transposed convolutions double each side", BLUE, size=12)
-    _text(axes, 8.4, 3.1, "Discriminator: strided convolutions halve it", GREEN, size=12)
+    _text(axes, 8.4, 3.1, "Discriminator: strided convolutions halve it", RED, size=12)
     _text(axes, 5.6, 0.35, "a window of 4×4, the same everywhere: each pixel is seen with its neighbours", size=11)
     return axes.figure
 
