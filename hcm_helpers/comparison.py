@@ -46,9 +46,6 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
     names = unique_names(runs)
     cards, uses = [read_cards(folder) for folder in folders], [optional_table(folder, "utility") for folder in folders]
     same = len({run.slices.get("fingerprint") for run in runs}) == 1 and "fingerprint" in runs[0].slices
-    measures = [measure_table(column, names, cards, same) for column in COLUMNS]
-    if any(use is not None for use in uses):
-        measures.append(use_table(names, uses))
     html = page.render(
         "comparison",
         names=names,
@@ -56,7 +53,8 @@ def write_comparison(folders: Sequence[Path], path: Path) -> Path:
         facts=facts_table(names, runs),
         settings=settings_table(names, runs),
         reading=" ".join(["★: the best run of a row." if same else "", READING, LEGEND, INTERVALS]).strip(),
-        measures=measures,
+        measures=[measure_table(column, names, cards, same) for column in COLUMNS],
+        use=use_table(names, uses),
     )
     write_page(path, html)
     return path

@@ -261,6 +261,9 @@ COMPARISON = """\
 {{ table(part) }}
 {% endfor %}
 </div>
+{% if use.rows %}
+{{ table(use) }}
+{% endif %}
 </section>
 </main>
 </body>

@@ -219,7 +219,8 @@ def provenance(run: Run) -> list[tuple[str, str]]:
     for facts in run.models.values():
         machine, versions = facts.get("machine", {}) | machine, facts.get("versions", {}) | versions
     seconds = [notebook.get("seconds") for notebook in run.notebooks.values()]
-    slices = {name: value for name, value in run.slices.items() if name not in ("fingerprint", "patients_by_split")}
+    apart = ("fingerprint", "patients_by_split")
+    slices = {name: value for name, value in run.slices.items() if value != {} and name not in apart}
     pairs = {
         "Data": run.record.get("data", ""),
         "Slices": in_words(slices),

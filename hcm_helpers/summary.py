@@ -159,7 +159,8 @@ def limits(record: dict[str, Any], slices: dict[str, Any]) -> list[str]:
         f"Held-out patients are few, and what is said of real hearts rests on them.{patients}",
         "KID, precision, recall and anatomy come from small networks that this run has trained on its own training "
         "patients. They err, and their figures cannot be compared with those of other papers.",
-        "Copies are looked for in place: one that is moved, turned or in other tones may pass.",
+        "Copies are looked for in place: one that is moved, turned or in other tones may pass, and a blurred image, "
+        "which is near to everything, may count as one.",
         "Pixel similarity says little about anatomy and nothing about usefulness; a blurred mean image scores well.",
         "Generated images and weights may resemble the patients they were learned from: treat them as derived from the "
         "data, under its licence. That of ACDC is CC BY-NC-SA 4.0, for non-commercial use (Bernard et al. 2018, "
