@@ -28,7 +28,7 @@ def slider(function: Callable, **ranges) -> None:
         function: called with one value a slider, by name.
         ranges: parameter → (low, high) or (low, high, step) for a slider, a list for a menu.
     """
-    controls = interactive(function, **ranges)
+    controls = interactive(function, {"auto_display": True}, **ranges)  # or what it returns is not shown
     for control in controls.children:
         if hasattr(control, "continuous_update"):
             control.continuous_update = False
