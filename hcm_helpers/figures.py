@@ -135,7 +135,7 @@ def image_grid(
     figure, axes = empty_figure(picture.shape[1] * inch, picture.shape[0] * inch)
     axes.set_position([0, 0, 1, 1])
     axes.set_axis_off()
-    axes.imshow(picture, vmin=-1, vmax=1)
+    axes.imshow(picture, vmin=-1, vmax=1, interpolation="nearest")
     for text, (top, left) in zip(titles or (), corners, strict=False):
         axes.text(left + width / 2, top - gap, text, ha="center", va="bottom", fontsize=8)
     for row, text in enumerate(row_titles or ()):
