@@ -12,6 +12,7 @@ from hcm_helpers.page import figure
 from hcm_helpers.scorecard import REAL
 from hcm_helpers.similarity import TITLES
 from hcm_helpers.summary import Cards, listed, said, the
+from hcm_helpers.training import models_with
 from hcm_helpers.utility import patients_in_words
 
 DIAGRAMS = {
@@ -56,14 +57,14 @@ def describe(path: Path, run: Path, cards: Cards | None, use: pd.DataFrame | Non
         return DIAGRAMS[path.stem]
     if match := re.fullmatch(r"figure_4_original_and_(generated|nearest)", path.stem):
         caption, chosen = CHOSEN[match[1]]
-        models = [TITLES[name] for name in TITLES if (run / name / "samples.npz").is_file()]
+        models = [TITLES[name] for name in models_with(run, "samples.npz")]
         return (
             caption,
             f"A row of grey slices: a real one, then {chosen} of each of {listed(models or ['the models'])}.",
         )
-    if match := re.fullmatch(r"figure_0*(\d+)_([a-z]+)_loss", path.stem):
+    if match := re.fullmatch(r"figure_0*(\d+)_(\w+)_loss", path.stem):
         return curves(int(match[1]), match[2], run / match[2] / "history.csv")
-    if match := re.fullmatch(r"samples_([a-z]+)", path.stem):
+    if match := re.fullmatch(r"samples_(\w+)", path.stem):
         return grid(match[1], cards)
     if path.stem == "table_1_similarity":
         return similarity(cards)
@@ -78,7 +79,7 @@ def describe(path: Path, run: Path, cards: Cards | None, use: pd.DataFrame | Non
 def curves(place: int, model: str, history: Path) -> tuple[str, str]:
     """Of the losses over the epochs, from the history they were drawn from."""
     title = the(model)
-    adversarial = model not in ("vae", "diffusion")
+    adversarial = model in ("gan", "dcgan", "acgan", "infogan")
     caption = f"Figure {place}. Losses of {title}, an epoch a value; a ring marks the weights that were kept."
     if adversarial:
         caption += (

@@ -88,21 +88,22 @@ def summary(names: Sequence[str], cards: Sequence[Cards | None], same: bool) -> 
 def measure_table(column: str, names: Sequence[str], cards: Sequence[Cards | None], marked: bool) -> Table:
     """One measure: a row a model, a column a run, the best of each row marked where they can be compared."""
     digits, better = COLUMNS[column]
-    figures = np.full((len(cards), 3, 1 + len(TITLES)), np.nan)  # value, low and high of real hearts and each model
+    models = list(dict.fromkeys([REAL, *(name for card in cards if card is not None for name in card[0].index)]))
+    figures = np.full((len(cards), 3, len(models)), np.nan)  # value, low and high
     for place, card in enumerate(cards):
         if card is not None:
-            figures[place] = [end[column].reindex([REAL, *TITLES]) for end in card]
+            figures[place] = [end[column].reindex(models) for end in card]
     shown = np.round(figures[:, 0], digits)
     marks = best_of_rows(abs(shown - shown[:, :1]) if better == "as the real" else shown, better)
     rows = []
-    for place, name in enumerate([REAL, *TITLES.values()]):
+    for place, name in enumerate(models):
         if np.isfinite(shown[:, place]).any():
             stars = marks[:, place] & (marked and name != REAL)
             cells = [
                 number(value, digits, low, high, "best" if star else "")
                 for (value, low, high), star in zip(figures[:, :, place], stars, strict=True)
             ]
-            rows.append((name, cells))
+            rows.append((TITLES[name], cells))
     arrows = {"lower": "lower is better", "higher": "higher is better", "as the real": "best where real hearts are"}
     return Table(f"{column} ({arrows[better]})", ["", *names], rows)
 

@@ -56,7 +56,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: the folder holds no run, or a file of it is broken.
     """
-    from hcm_helpers.similarity import TITLES
+    from hcm_helpers.training import models_with
 
     def read(path: Path, remedy: str, parts: list[str]) -> dict[str, Any]:
         content = read_json(path, remedy) if path.is_file() else {}
@@ -70,8 +70,7 @@ def read_run(folder: Path) -> Run:
     slices = read(folder / "slices" / "slices.json", "run notebook 01 again", ["patients_by_split"])
     models = {
         name: read(folder / name / "run.json", "train this model again", ["parameters", "versions", "machine"])
-        for name in TITLES
-        if (folder / name / "run.json").is_file()
+        for name in models_with(folder, "run.json")
     }
     if not (record or slices or models):
         raise DataError(f"{folder}: is no run, for neither run.json nor slices lie in it; name one that `hcm run` made")

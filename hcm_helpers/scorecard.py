@@ -104,7 +104,7 @@ def scorecard(run: str | Path, end: str = "value") -> pd.DataFrame:
             "time, s": seconds if end == "value" else np.nan,
         }
     )
-    return card.reindex([REAL, *(name for name in copies["model"] if name != HELD_OUT)])
+    return card.reindex([REAL, *(name for name in copies.index if name != REAL)])
 
 
 def best(card: pd.DataFrame) -> pd.DataFrame:

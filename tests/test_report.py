@@ -413,3 +413,21 @@ def test_figures_come_once_and_in_their_order(tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(4.6, "0:05"), (75, "1:15"), (3599.7, "1:00:00")])
 def test_clock(seconds, text):
     assert report.clock(seconds) == text
+
+
+def test_a_model_that_is_not_of_the_series_stands_by_its_own_name(tmp_path):
+    folders = [write_run(tmp_path / name, name) for name in "ab"]
+    for path in folders[0].glob("evaluation/*.csv"):
+        path.write_text(path.read_text().replace("vae", "mine_2"))
+    (folders[0] / "mine_2").mkdir()
+    (folders[0] / "mine_2" / "run.json").write_text(json.dumps({"parameters": {"epochs": 7}, "num_parameters": 5}))
+    draw(folders[0], "samples_mine_2.svg")
+    page = page_of(folders[0])
+    assert page.tables["The models"]["mine_2"][0] == "5"
+    assert "What the mine_2 usually makes" in page.text
+    assert (
+        page.tables["What was measured of each model’s images, beside real hearts"]["mine_2"][1] == "5.00[4.50, 5.50]"
+    )
+    page = Page(comparison.write_comparison(folders, tmp_path / "both.html").read_text(encoding="utf-8"))
+    kid = page.tables["KID (lower is better)"]
+    assert (kid["mine_2"], kid["VAE"]) == (["5.00[4.50, 5.50]", "–"], ["–", "5.00[4.50, 5.50]"])
