@@ -26,8 +26,8 @@ from hcm_helpers.run import NOTEBOOKS, stored_parameters
 
 TEMPLATE = Path(__file__).with_name("template.ipynb")
 START = "00_start_here"  # a page to read: it has no parameters, and `hcm run` leaves it out
-PLOT, PICTURE = (16, 48), (32, 96)  # greys and colours of what is mostly white paper, and of what is not
-STORED = ("L", "P")  # Pillow's names for greys and for a palette: 8 bits a pixel or fewer
+PLOT, PICTURE = (16, 48), (24, 96)  # greys and colours of what is mostly white paper, and of what is not
+STORED = "P"  # Pillow's name for a palette
 LINES = 15  # of a code cell, but for the parameters
 MEGABYTES = 3  # of all notebooks together
 PLAYED = {"skip-execution", "nbval-skip"}  # tags of a cell that only a reader runs
@@ -115,21 +115,21 @@ def small(png: bytes) -> bytes:
     The greys are apart, or a palette would tint them: most of our pixels are grey, and the few colours matter.
     """
     picture = Image.open(io.BytesIO(png))
-    if picture.mode in STORED:
+    if picture.mode == STORED:
         return png
     white = Image.new("RGBA", picture.size, "white")
     pixels = np.asarray(Image.alpha_composite(white, picture.convert("RGBA")))[..., :3]
     number, colours = PLOT if (pixels.min(axis=2) > 250).mean() > 0.8 else PICTURE
     greys = np.linspace(0, 255, number).round().astype(np.uint8)
     index = np.rint(pixels[..., 1] / 255 * (number - 1)).astype(np.uint8)
+    palette = [*np.repeat(greys, 3)]
     coloured = np.ptp(pixels, axis=2) > 8
     if coloured.any():
         chosen = Image.fromarray(pixels[coloured][None]).quantize(colours, dither=Image.Dither.NONE)
         index[coloured] = number + np.asarray(chosen)[0]
-        reduced = Image.fromarray(index, "P")
-        reduced.putpalette([*np.repeat(greys, 3), *chosen.getpalette()])
-    else:
-        reduced = Image.fromarray(greys[index])
+        palette += chosen.getpalette()
+    reduced = Image.fromarray(index, "P")
+    reduced.putpalette(palette)
     file = io.BytesIO()
     reduced.save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -187,7 +187,7 @@ def not_stored(notebook: NotebookNode) -> Iterator[str]:
             yield f"cell {cell.id} is for the reader to run; clear its output"
         for output in pictures(cell):
             picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
-            if picture.mode not in STORED:
+            if picture.mode != STORED:
                 yield f"cell {cell.id} has a picture of more than 8 bits a pixel; store the notebook"
             if not output.metadata.get("image/png", {}).get("alt"):
                 yield f"cell {cell.id} has a picture without alt text; import hcm_helpers.figures and run it anew"
