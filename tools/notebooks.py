@@ -29,7 +29,7 @@ START = "00_start_here"  # a page to read: it has no parameters, and `hcm run` l
 PLOT, PICTURE = (16, 48), (24, 96)  # greys and colours of what is mostly white paper, and of what is not
 STORED = "P"  # Pillow's name for a palette
 LINES = 15  # of a code cell, but for the parameters
-MEGABYTES = 3  # of all notebooks together
+MEGABYTES = 3  # of the series, 00 to 10
 PLAYED = {"skip-execution", "nbval-skip"}  # tags of a cell that only a reader runs
 # Beside what nbstripout removes by itself: what papermill, JupyterLab and widgets leave.
 NOISE = ["metadata.papermill", "metadata.widgets", "cell.metadata.papermill", "cell.metadata.execution"]
@@ -125,8 +125,13 @@ def small(png: bytes) -> bytes:
     palette = [*np.repeat(greys, 3)]
     coloured = np.ptp(pixels, axis=2) > 8
     if coloured.any():
-        chosen = Image.fromarray(pixels[coloured][None]).quantize(colours, dither=Image.Dither.NONE)
-        index[coloured] = number + np.asarray(chosen)[0]
+        found, counts = np.unique(pixels[coloured], axis=0, return_counts=True)
+        even = found[np.argsort(-counts)[: colours // 3]]  # lines and patches: the others are their rims
+        others = Image.fromarray(pixels[coloured][None]).quantize(colours - len(even), dither=Image.Dither.NONE)
+        chosen = Image.new("P", (1, 1))
+        chosen.putpalette([*even.ravel().tolist(), *others.getpalette()])
+        near = Image.fromarray(pixels[coloured][None]).quantize(palette=chosen, dither=Image.Dither.NONE)
+        index[coloured] = number + np.asarray(near)[0]
         palette += chosen.getpalette()
     reduced = Image.fromarray(index, "P")
     reduced.putpalette(palette)
