@@ -26,7 +26,7 @@ from hcm_helpers.run import NOTEBOOKS, stored_parameters
 
 TEMPLATE = Path(__file__).with_name("template.ipynb")
 START = "00_start_here"  # a page to read: it has no parameters, and `hcm run` leaves it out
-PLOT, PICTURE = (16, 48), (24, 96)  # greys and colours of what is mostly white paper, and of what is not
+PLOT, PICTURE = (16, 48), (24, 128)  # greys and colours of what is mostly white paper, and of what is not
 STORED = "P"  # Pillow's name for a palette
 LINES = 15  # of a code cell, but for the parameters
 MEGABYTES = 3  # of the series, 00 to 10
@@ -126,7 +126,8 @@ def small(png: bytes) -> bytes:
     coloured = np.ptp(pixels, axis=2) > 8
     if coloured.any():
         found, counts = np.unique(pixels[coloured], axis=0, return_counts=True)
-        even = found[np.argsort(-counts)[: colours // 3]]  # lines and patches: the others are their rims
+        vivid = counts * np.ptp(found, axis=1).astype(float) ** 2
+        even = found[np.argsort(-vivid)[: colours // 3]]  # of lines and patches, as in a legend, exactly
         others = Image.fromarray(pixels[coloured][None]).quantize(colours - len(even), dither=Image.Dither.NONE)
         chosen = Image.new("P", (1, 1))
         chosen.putpalette([*even.ravel().tolist(), *others.getpalette()])
