@@ -127,7 +127,7 @@ def small(png: bytes) -> bytes:
     if coloured.any():
         found, counts = np.unique(pixels[coloured], axis=0, return_counts=True)
         vivid = counts * np.ptp(found, axis=1).astype(float) ** 2
-        even = found[np.argsort(-vivid)[: colours // 3]]  # of lines and patches, as in a legend, exactly
+        even = found[np.argsort(-vivid)[: colours // 2]]  # of lines and patches, as in a legend, exactly
         others = Image.fromarray(pixels[coloured][None]).quantize(colours - len(even), dither=Image.Dither.NONE)
         chosen = Image.new("P", (1, 1))
         chosen.putpalette([*even.ravel().tolist(), *others.getpalette()])
