@@ -18,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from hcm_helpers import run
@@ -64,7 +65,7 @@ _before = set(_widget._instances)
 def moves(notebook: str, parameters: run.Parameters) -> list[tuple[str, str, list[float]]]:
     """Run a notebook; for each control its cell, its name and the milliseconds of each move."""
     path = run.NOTEBOOKS / f"{notebook}.ipynb"
-    document = parameterize_notebook(nbformat.read(path, 4), parameters)
+    document = parameterize_notebook(load_notebook_node(str(path)), parameters)
     cells, measured = [], {}
     for cell in document.cells:
         cells.append(cell)
