@@ -339,10 +339,15 @@ class Header:
         return voxels * np.float32(slope) + np.float32(intercept)
 
 
-def unzip(path: Path) -> BinaryIO:
-    """A .nii.gz to read from; OSError if it is no file, such as a named pipe, which would wait for a writer."""
+def check_file(path: Path) -> None:
+    """Raise OSError if something else than a file lies there, such as a named pipe, which would wait for a writer."""
     if path.exists() and not path.is_file():
         raise OSError("it is not a file")
+
+
+def unzip(path: Path) -> BinaryIO:
+    """A .nii.gz to read from; OSError if it is no file."""
+    check_file(path)
     return igzip.open(path)
 
 

@@ -80,7 +80,7 @@ def curves(place: int, model: str, history: Path) -> tuple[str, str]:
     """Of the losses over the epochs, from the history they were drawn from."""
     title = the(model)
     adversarial = model in ("gan", "dcgan", "acgan", "infogan")
-    caption = f"Figure {place}. Losses of {title}, an epoch a value; a ring marks the weights that were kept."
+    caption = f"Figure {place}. Losses of {title}, an epoch a value; a ring marks the best epoch in validation."
     if adversarial:
         caption += (
             " They say who is winning, not how good the images are; that is the right panel, on held-out patients."

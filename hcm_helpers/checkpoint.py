@@ -1,16 +1,90 @@
-"""The whole state of a training in one safetensors file: the tensors as they are, all else as JSON in its header."""
+"""The whole state of a training, and its file: the tensors as safetensors, all else as JSON in its header."""
 
 import json
+import math
+import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from hcm_helpers.acdc import DataError
 from hcm_helpers.files import write_whole
+
+KEPT = ("history", "order", "steps", "best", "best_epoch")  # of a Training, as they are
+
+
+class Training:
+    """What changes in the course of a training; a checkpoint holds all of it.
+
+    Args:
+        model: on its device.
+        folder: of the checkpoint.
+        settings: learning_rate, betas, ema_decay and what else a checkpoint must agree in.
+        checkpoint_seconds: see `fit`.
+    """
+
+    def __init__(self, model: nn.Module, folder: Path, settings: dict[str, Any], checkpoint_seconds: float):
+        self.model, self.settings, self.checkpoint_seconds = model, settings, checkpoint_seconds
+        self.path = folder / "checkpoint" / "last.safetensors"
+        self.averages = {decay: deepcopy(model).eval() for decay in settings["ema_decay"]}
+        self.optimizers = model.optimizers(settings["learning_rate"], tuple(settings["betas"]))
+        self.history: list[dict[str, float]] = []  # a row an epoch
+        self.losses: dict[str, list[Tensor]] = {}  # of the steps of this epoch
+        self.order = torch.empty(0, dtype=torch.int64)  # of the slices in this epoch, or of their blocks
+        self.steps, self.best, self.best_epoch = 0, math.inf, 0
+        self.start = time.perf_counter()
+        self.due = self.start + checkpoint_seconds  # when the next checkpoint is
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning, without the time between an interruption and its end."""
+        return time.perf_counter() - self.start
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        device = next(self.model.parameters()).device
+        state = {name: getattr(self, name) for name in ("settings", *KEPT, "losses", "seconds")}
+        state |= {
+            "model": self.model.state_dict(),
+            "averages": [average.state_dict() for average in self.averages.values()],
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "rng": torch.get_rng_state(),
+            "rng_cuda": torch.cuda.get_rng_state() if device.type == "cuda" else None,
+        }
+        begun = time.perf_counter()
+        save_state(state, self.path)
+        now = time.perf_counter()
+        self.due = now + max(self.checkpoint_seconds, 100 * (now - begun) if self.checkpoint_seconds else 0.0)
+
+    def load(self) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            DataError: it is broken or of another training.
+        """
+        state, device = load_state(self.path), next(self.model.parameters()).device
+        changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
+        if changed or state["optimizers"].keys() != self.optimizers.keys():
+            what = ", ".join(changed) or "the optimizer"
+            raise DataError(f"{self.path} is of a training that differs in {what}: delete its folder to train anew")
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.losses = {name: [loss.to(device) for loss in values] for name, values in state["losses"].items()}
+        self.start = time.perf_counter() - state["seconds"]
+        self.model.load_state_dict(state["model"])
+        for average, weights in zip(self.averages.values(), state["averages"], strict=True):
+            average.load_state_dict(weights)
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+            match_layout(optimizer)
+        torch.set_rng_state(state["rng"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng_cuda"])
 
 
 def save_state(state: dict[str, Any], path: Path) -> None:

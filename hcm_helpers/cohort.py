@@ -11,7 +11,16 @@ import pandas as pd
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.openers import Opener
 
-from hcm_helpers.acdc import GROUPS, MYOCARDIUM, UNREADABLE, DataError, Header, check_spacing, one_line
+from hcm_helpers.acdc import (
+    GROUPS,
+    MYOCARDIUM,
+    UNREADABLE,
+    DataError,
+    Header,
+    check_file,
+    check_spacing,
+    one_line,
+)
 
 COLUMNS = ("patient", "group", "image", "mask", "ED", "ES")
 
@@ -132,8 +141,7 @@ def _open(path: Path) -> Film:
     `nibabel.load` would read what stands between header and voxels too, as much of it as that says of itself.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is not a file")  # a named pipe would wait for a writer
+        check_file(path)
         with Opener(path) as file:
             block = file.read(Header.SIZE)
         header = Header(block)

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hcm_helpers.acdc import DataError, one_line
-from hcm_helpers.checkpoint import load_state, match_layout, save_state
+from hcm_helpers.checkpoint import Training, load_state
 from hcm_helpers.devices import Replay, make_fabric, make_team, set_learning_rate
 from hcm_helpers.fidelity import sliced_wasserstein
 from hcm_helpers.files import NOT_NUMBERS, read_npz, write_whole
@@ -69,16 +68,16 @@ def fit(
     resume: bool = False,
     checkpoint_seconds: float = 10.0,
 ) -> pd.DataFrame:
-    """Train a model, keep the weights that do best on the validation patients, and return the history.
+    """Train a model, keep the weights that do best in validation (or the last, see `cooldown`), return the history.
 
     Validation is the model's own `validation_loss` where it has one, otherwise the sliced Wasserstein distance
     between its samples and the validation slices. Both look at the averaged (EMA) weights, which are also the
-    ones that are kept. When it returns, the model carries the best of them.
+    ones that are kept. When it returns, the model carries them.
 
     Args:
         model: offers `optimizers(learning_rate, betas)`, `train_step(batch)`, see `parallel.take_step`, and `sample`.
         train, validation: slices of the training and of the validation patients.
-        folder: gets weights.safetensors (best), history.csv, checkpoint/last.safetensors and, if asked for,
+        folder: gets weights.safetensors (those kept), history.csv, checkpoint/last.safetensors and, if asked for,
             snapshots.npz.
         epochs: at most so many passes over the training slices.
         batch_size: images in a step; what does not fill a batch waits for the next epoch's shuffle.
@@ -244,78 +243,6 @@ def _fit(
         training.save()
     progress.close(f"{which} validation {training.best:.4g} in epoch {training.best_epoch}")
     return pd.DataFrame(training.history)
-
-
-class Training:
-    """What changes in the course of a training; a checkpoint holds all of it.
-
-    Args:
-        model: on its device.
-        folder: of the checkpoint.
-        settings: learning_rate, betas, ema_decay and what else a checkpoint must agree in.
-        checkpoint_seconds: see `fit`.
-    """
-
-    def __init__(self, model: nn.Module, folder: Path, settings: dict[str, Any], checkpoint_seconds: float):
-        self.model, self.settings, self.checkpoint_seconds = model, settings, checkpoint_seconds
-        self.path = folder / "checkpoint" / "last.safetensors"
-        self.averages = {decay: deepcopy(model).eval() for decay in settings["ema_decay"]}
-        self.optimizers = model.optimizers(settings["learning_rate"], tuple(settings["betas"]))
-        self.history: list[dict[str, float]] = []  # a row an epoch
-        self.losses: dict[str, list[Tensor]] = {}  # of the steps of this epoch
-        self.order = torch.empty(0, dtype=torch.int64)  # of the slices in this epoch, or of their blocks
-        self.steps, self.best, self.best_epoch = 0, math.inf, 0
-        self.start = time.perf_counter()
-        self.due = self.start + checkpoint_seconds  # when the next checkpoint is
-
-    @property
-    def seconds(self) -> float:
-        """Since the beginning, without the time between an interruption and its end."""
-        return time.perf_counter() - self.start
-
-    def save(self) -> None:
-        """Write the checkpoint."""
-        device = next(self.model.parameters()).device
-        state = {name: getattr(self, name) for name in ("settings", *KEPT, "losses", "seconds")}
-        state |= {
-            "model": self.model.state_dict(),
-            "averages": [average.state_dict() for average in self.averages.values()],
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-        }
-        begun = time.perf_counter()
-        save_state(state, self.path)
-        now = time.perf_counter()
-        self.due = now + max(self.checkpoint_seconds, 100 * (now - begun) if self.checkpoint_seconds else 0.0)
-
-    def load(self) -> None:
-        """Go on from the checkpoint.
-
-        Raises:
-            DataError: it is broken or of another training.
-        """
-        state, device = load_state(self.path), next(self.model.parameters()).device
-        changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
-        if changed or state["optimizers"].keys() != self.optimizers.keys():
-            what = ", ".join(changed) or "the optimizer"
-            raise DataError(f"{self.path} is of a training that differs in {what}: delete its folder to train anew")
-        for name in KEPT:
-            setattr(self, name, state[name])
-        self.losses = {name: [loss.to(device) for loss in values] for name, values in state["losses"].items()}
-        self.start = time.perf_counter() - state["seconds"]
-        self.model.load_state_dict(state["model"])
-        for average, weights in zip(self.averages.values(), state["averages"], strict=True):
-            average.load_state_dict(weights)
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-            match_layout(optimizer)
-        torch.set_rng_state(state["rng"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["rng_cuda"])
-
-
-KEPT = ("history", "order", "steps", "best", "best_epoch")  # of a Training, as they are
 
 
 def _near(train: Slices, fabric: Fabric) -> tuple[Any, Tensor]:
