@@ -1,316 +1,42 @@
-"""What the figures hold: axes, series and values; and that each can be read: letters, places, colours, grey print."""
+"""What the figures hold: axes, series and values, pictures in their places, files for print."""
 
 import base64
 import io
 import itertools
 import re
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.colors import same_color, to_hex
+from matplotlib.collections import PolyCollection
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
-from matplotlib.text import Text
+from pictures import (
+    WALLS,
+    correlations,
+    costs,
+    gallery,
+    group_rows,
+    history,
+    intervals,
+    numbered_images,
+    one_mask,
+    pairs,
+    points,
+    reactions,
+    similarities,
+    spectra,
+    texts,
+)
 from PIL import Image
 
-import hcm_helpers
-from hcm_helpers import diagrams, figures, notebook, widgets
-from hcm_helpers.acdc import GROUPS, DataError
-from hcm_helpers.similarity import TITLES
-from hcm_helpers.slices import Slices
+from hcm_helpers import diagrams, figures
+from hcm_helpers.acdc import DataError
 
 DIAGRAMS = [diagrams.vae, diagrams.gan, diagrams.diffusion]  # the paper's
 GAMES = {diagrams.dcgan: "halve", diagrams.acgan: "group $c$", diagrams.infogan: "code $c$"}  # and what is new in each
-
-
-def history(epochs=4):
-    epoch = np.arange(1, epochs + 1)
-    validation = [0.9, np.nan, 0.3, 0.5, *np.full(epochs, 0.6)][:epochs]
-    return pd.DataFrame({"epoch": epoch, "generator": 2.0 / epoch, "critic": epoch, "validation": validation})
-
-
-def texts(figure):
-    return {text.get_text() for axes in figure.axes for text in axes.texts if text.get_text()}
-
-
-def numbered_images(count, size=32):
-    """Image i is −1 everywhere, but for one pixel of value i / count."""
-    images = -torch.ones(count, 1, size, size)
-    images[:, 0, 3, 5] = torch.arange(count) / count
-    return images
-
-
-def intervals(axes):
-    """The ends of every interval drawn, from the first on."""
-    lines = [lines for lines in axes.collections if isinstance(lines, LineCollection)]
-    return [segment[:, 0].tolist() for segments in lines for segment in segments.get_segments()]
-
-
-def points(axes):
-    """The places of every series of points, in the order drawn."""
-    return [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "None"]
-
-
-def gallery():
-    rows = [
-        (f"{group}{number}", group, phase, position)
-        for group in ("HCM", "NOR")
-        for number in range(2 if group == "HCM" else 1)
-        for phase in ("ED", "ES")
-        for position in (0.0, 0.4, 1.0)
-    ]
-    manifest = pd.DataFrame(rows, columns=["patient", "group", "phase", "position"])
-    labels = torch.tensor([GROUPS.index(group) for group in manifest["group"]])
-    return Slices(numbered_images(18), labels, torch.zeros(18, 32, 32, dtype=torch.uint8), manifest, "fingerprint")
-
-
-def one_mask():
-    mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
-    mask[0, 8:24, 4:12] = 1
-    mask[0, 8:24, 12:28] = 2
-    mask[0, 12:20, 16:24] = 3
-    return mask
-
-
-def costs():
-    models = {"model": ["vae", "gan", "acgan"], "seconds_sampling": [1.0, 2.0, 3.0], "kid": [0.3, 0.1, None]}
-    steps = {"model": "diffusion", "steps": [50, 5], "seconds_sampling": [90.0, 9.0], "kid": [0.05, 0.2]}
-    return pd.concat([pd.DataFrame(models), pd.DataFrame(steps)])
-
-
-def similarities():
-    rows = [
-        (model, pairing, metric, 0.4, 0.3, 0.45)
-        for metric in ("SSIM", "MSE")
-        for model, pairings in (
-            ("vae", ("random", "nearest train", "nearest test")),
-            ("real test slices", ["random"]),
-        )
-        for pairing in pairings
-    ]
-    return pd.DataFrame(rows, columns=["model", "pairing", "metric", "value", "low", "high"])
-
-
-def reactions():
-    rows = [
-        (model, measure, value, value - 0.1, value + 0.2, 20, "images")
-        for measure, values in (("KID", (2.0, 3.0, 1.0, 0.5)), ("recall", (0.2, 0.3, 0.4, 0.9)))
-        for model, value in zip(("noise", "blur", "real test slices", "real train slices"), values, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=["model", "measure", "value", "low", "high", "n", "drawn"])
-
-
-def group_rows():
-    """The interval of HCM lies beside its value, as those of a biased measure may; all groups together have none."""
-    ends = {"NOR": (-0.1, 0.2), "HCM": (0.05, 0.2), "all": (np.nan, np.nan)}
-    rows = [
-        (model, group, measure, value, value + ends[group][0], value + ends[group][1], 10)
-        for model, shift in (("acgan", 0.0), ("real test slices", 0.3))
-        for measure, value in (("recognised", 0.4 + shift), ("MS-SSIM", 0.2 + shift))
-        for group in ends
-    ]
-    return pd.DataFrame(rows, columns=["model", "group", "measure", "value", "low", "high", "n"])
-
-
-def correlations():
-    rows = [
-        (1, "b", 0.5, 0.4, 0.6),
-        (1, "a", -0.9, -0.95, -0.8),
-        (2, "b", np.nan, np.nan, np.nan),
-        (2, "a", 0, -0.1, 0.1),
-    ]
-    return pd.DataFrame(rows, columns=["code", "measure", "value", "low", "high"])
-
-
-def uses():
-    """Two arms beside 2 and all patients; the DCGAN has seen more than 2."""
-    rows = [
-        (
-            patients,
-            arm,
-            model,
-            model == "dcgan" and patients == 2,
-            "patient",
-            "AUC",
-            0.7,
-            0.6,
-            0.9,
-            0.1,
-            -0.1,
-            0.2,
-            verdict,
-        )
-        for patients in (2, 0)
-        for arm, model, verdict in (("real only", "–", "–"), ("real + DCGAN ×1", "dcgan", "no difference"))
-    ]
-    names = ["patients", "arm", "model", "leaks", "level", "metric", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=[*names, "gain", "gain_low", "gain_high", "verdict"])
-
-
-def spectra():
-    noise = torch.randn(20, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    return figures.power_spectrum_figure(noise, {"alike": noise, "fainter": noise * 0.5}, pixel_mm=2.0)
-
-
-def pairs():
-    table = pd.DataFrame({"cc": [0.9, 0.8], "cc_row": [5, 2], "patient": ["patient005", "patient002"]}, index=[3, 0])
-    return figures.closest_pairs_figure(numbered_images(4), Slices(numbered_images(8), None, None, None, ""), table)
-
-
-def pair():
-    found = pd.DataFrame({"cc": [0.9, 0.8], "cc_row": [5, 2], "patient": ["patient005", "patient002"]}, index=[3, 0])
-    return widgets.pair_figure(numbered_images(4), Slices(numbered_images(8), None, None, None, ""), found, 0, 0.85)
-
-
-WALLS = {"HCM": np.arange(10.0, 31.0), "NOR": [*np.arange(5.0, 16.0), np.nan]}
-EXAMPLES = {  # one a figure function
-    "vae": diagrams.vae,
-    "gan": diagrams.gan,
-    "dcgan": diagrams.dcgan,
-    "acgan": diagrams.acgan,
-    "infogan": diagrams.infogan,
-    "diffusion": diagrams.diffusion,
-    "series": diagrams.series,
-    "image_grid": lambda: figures.image_grid(numbered_images(4), 2, list("abcd"), ["up", "down"], "Four"),
-    "slice_gallery": lambda: figures.slice_gallery(gallery()),
-    "mask_overlay": lambda: figures.mask_overlay(numbered_images(5), one_mask().expand(5, -1, -1), 2.5, list("abcde")),
-    "loss_curves": lambda: figures.loss_curves(history(40), ["generator", "critic"], title="GAN"),
-    "original_and_generated": lambda: figures.original_and_generated(
-        numbered_images(1)[0], dict.fromkeys(TITLES, numbered_images(1)[0])
-    ),
-    "similarity_figure": lambda: figures.similarity_figure(similarities()),
-    "reactions_figure": lambda: figures.reactions_figure(reactions()),
-    "power_spectrum_figure": spectra,
-    "closest_pairs_figure": pairs,
-    "utility_figure": lambda: figures.utility_figure(uses()),
-    "anatomy_overlay": lambda: figures.anatomy_overlay(
-        {
-            "real": (numbered_images(2), one_mask().expand(2, -1, -1)),
-            "VAE": (numbered_images(2), torch.zeros(2, 32, 32)),
-        },
-        pixel_mm=2.5,
-    ),
-    "measure_distributions": lambda: figures.measure_distributions(
-        WALLS, {"dcgan": np.full(50, 14.0), "gan": [12.0] * 9 + [np.nan] * 11}, "largest wall (mm)"
-    ),
-    "cost_figure": lambda: figures.cost_figure(costs(), "kid", "KID (less is better)"),
-    "group_figure": lambda: figures.group_figure(group_rows()),
-    "correlation_map": lambda: figures.correlation_map(correlations(), {"a": "area", "b": "brightness"}),
-    "measured": lambda: widgets.measured(numbered_images(3), one_mask().expand(3, -1, -1), 2.5),
-    "marked_row": lambda: widgets.marked_row(numbered_images(3), list("abc"), 1),
-    "pair_figure": pair,
-    "readers_figure": lambda: widgets.readers_figure(widgets.score([True] * 20, [True, False] * 10)),
-}
-LABELS = {  # what stands at the x and y axes, from the first panel on; a diagram or a grid of images has none
-    "mask_overlay": [*[("", "y (mm)"), ("x (mm)", ""), ("x (mm)", ""), ("x (mm)", "")], ("x (mm)", "y (mm)")],
-    "loss_curves": [("epoch", "loss"), ("epoch", "validation, lower is better")],
-    "similarity_figure": [("1 = identical", ""), ("squared intensity, lower is better", "")],
-    "reactions_figure": [("lower is better", ""), ("higher is better", "")],
-    "power_spectrum_figure": [
-        ("spatial frequency (cycles per mm)", "power (squared intensity)"),
-        ("spatial frequency (cycles per mm)", "share of the real power"),
-    ],
-    "utility_figure": [("AUC by patient", "")] * 2 + [("gain of AUC over real only", "")] * 2,
-    "anatomy_overlay": [("", "real\ny (mm)"), ("", ""), ("x (mm)", "VAE\ny (mm)"), ("x (mm)", "")],
-    "measure_distributions": [("largest wall (mm)", "")],
-    "cost_figure": [("time of 1,000 images (s)", "KID (less is better)")],
-    "group_figure": [("share recognised, dotted: by chance", "group"), ("MS-SSIM of pairs, 1 = identical", "")],
-    "correlation_map": [("", ""), ("", "rank correlation")],
-    "readers_figure": [("share of right answers", "")],
-}
-INTERVALS = {"similarity_figure": 8, "reactions_figure": 4, "utility_figure": 6, "group_figure": 8, "readers_figure": 2}
-
-
-@cache
-def example(name):
-    return EXAMPLES[name]()
-
-
-def drawn_texts(figure, monkeypatch):
-    """Every text that stands in the picture, with its box in pixels."""
-    found, draw = [], Text.draw
-
-    def record(text, renderer):
-        draw(text, renderer)
-        if text.get_visible() and text.get_text().strip():
-            found.append((text, text.get_window_extent(renderer)))
-
-    monkeypatch.setattr(Text, "draw", record)
-    FigureCanvasAgg(figure).draw()
-    return found
-
-
-def test_every_figure_function_has_its_picture_tests():
-    sources = [path.read_text(encoding="utf-8") for path in Path(hcm_helpers.__file__).parent.rglob("*.py")]
-    named = [name for text in sources for name in re.findall(r"^def ([a-z]\w*)\([^)]*\) -> Figure:", text, re.M)]
-    assert sorted(named) == sorted(EXAMPLES)
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_every_text_can_be_read(name, monkeypatch):
-    figure = example(name)
-    found = drawn_texts(figure, monkeypatch)
-    assert found
-    assert min(text.get_fontsize() for text, _ in found) >= 8
-    for (text, a), (other, b) in itertools.combinations(found, 2):
-        assert not a.overlaps(b), (text.get_text(), other.get_text())
-    if figure.get_layout_engine() is not None:  # the others are cut to what they hold when they are saved
-        for text, box in found:
-            assert figure.bbox.x0 <= box.x0, text.get_text()
-            assert box.x1 <= figure.bbox.x1, text.get_text()
-            assert figure.bbox.y0 <= box.y0, text.get_text()
-            assert box.y1 <= figure.bbox.y1, text.get_text()
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_axes_say_what_they_show_and_in_which_unit(name):
-    panels = [axes for axes in example(name).axes if axes.axison]
-    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in panels] == LABELS.get(name, [])
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_intervals_are_drawn(name):
-    axes = example(name).axes
-    assert sum(len(intervals(panel)) for panel in axes) == INTERVALS.get(name, 0)
-
-
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_series_differ_without_their_colours_and_no_legend_hides_them(name):
-    figure = example(name)
-    palette = {value.lower() for value in vars(figures).values() if isinstance(value, str) and value.startswith("#")}
-    FigureCanvasAgg(figure).draw()
-    for axes in figure.axes:
-        assert {to_hex(line.get_color()) for line in axes.lines} <= palette
-        lines = [line for line in axes.lines if not line.get_label().startswith("_")]
-        looks = [
-            (line.get_linestyle(), line.get_marker(), line.get_markerfacecolor() in ("none", "white")) for line in lines
-        ]
-        assert len(set(looks)) == len(looks) or name == "power_spectrum_figure"  # whose dots lie on lines that differ
-        if legend := axes.get_legend():
-            box = legend.get_window_extent()
-            for line in axes.lines:
-                path = line.get_transform().transform_path(line.get_path())
-                assert not path.intersects_bbox(box, filled=False), line.get_label()
-
-
-def test_a_model_has_its_colour_and_marker_in_every_figure():
-    colours, markers = zip(*figures.LOOKS.values(), strict=True)
-    assert list(figures.LOOKS) == list(TITLES)
-    assert len(set(colours)) == len(set(markers)) == len(TITLES)
-    (cost,) = figures.cost_figure(costs().assign(model="dcgan", steps=np.nan), "kid", "KID").axes
-    (distributions,) = example("measure_distributions").axes
-    group = figures.group_figure(group_rows().replace("acgan", "dcgan")).axes[0]
-    use = example("utility_figure").axes[1]
-    for line in (cost.lines[0], group.lines[0], use.lines[1]):
-        assert (line.get_color(), line.get_marker()) == figures.LOOKS["dcgan"]
-    assert same_color(distributions.patches[2].get_facecolor()[:3], figures.LOOKS["dcgan"][0])
 
 
 def test_image_grid_puts_every_image_in_its_place():
@@ -634,26 +360,6 @@ def test_figures_do_not_pile_up_in_pyplot():
     before = plt.get_fignums()
     figures.image_grid(numbered_images(2))
     assert plt.get_fignums() == before
-
-
-def test_show_source_is_the_source_of_a_method(monkeypatch):
-    shown = []
-    monkeypatch.setattr(notebook, "display", shown.append)
-    notebook.show_source(Slices.__len__, DataError)
-    method, error = (markdown.data for markdown in shown)
-    assert method == "```python\ndef __len__(self) -> int:\n    return len(self.images)\n```"
-    assert error.startswith("```python\nclass DataError(ValueError):\n")
-
-
-def test_slider_waits_until_it_is_let_go(monkeypatch):
-    shown, calls = [], []
-    monkeypatch.setattr(notebook, "display", shown.append)
-    notebook.slider(lambda beta, kind: calls.append((beta, kind)), beta=(0.0, 4.0, 0.5), kind=["mean", "sample"])
-    beta, kind = shown[0].children[:2]
-    assert beta.continuous_update is False
-    beta.value = 3.5
-    kind.value = "sample"
-    assert calls[-1] == (3.5, "sample")
 
 
 def test_group_figure_has_a_point_a_set_and_group():
