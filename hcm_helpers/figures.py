@@ -131,7 +131,8 @@ def image_grid(
         picture[top : top + height, left : left + width] = image
 
     dpi = mpl.rcParams["figure.dpi"]
-    inch = max(1, int(min(1.3, 9 / columns) * dpi / width + 0.4)) / dpi  # a pixel's: whole dots on the screen
+    side = min(9 / columns, 1.3 if len(images) > 2 else 2.6)  # of an image, inches, about
+    inch = max(1, int(side * dpi / width + 0.4)) / dpi  # a pixel's: whole dots on the screen
     figure, axes = empty_figure(picture.shape[1] * inch, picture.shape[0] * inch)
     axes.set_position([0, 0, 1, 1])
     axes.set_axis_off()

@@ -59,7 +59,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     "quick": {},  # the notebooks as they are stored: the phantom, small pictures, minutes on two CPU cores
     "cpu": {  # 64×64, real patients where there are any, within an hour on two CPU cores
         "data_preparation": {"image_size": 64},
-        "vae": {"epochs": 120, "patience": 40, "latent_dim": 32},
+        "vae": {"epochs": 120, "patience": 40, "latent_dim": 32, "prior_components": 1},  # of more, more copies
         "gan": {"epochs": 220},
         "dcgan": GAN_64,
         "acgan": GAN_64 | {"epochs": 50, "validate_every": 5},  # five times as many slices

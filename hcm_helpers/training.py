@@ -422,10 +422,11 @@ def check_weights(model: nn.Module, folder: str | Path) -> None:
     except SafetensorError as error:
         raise DataError(f"{path} is broken ({one_line(error)}): train this model again") from error
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    for name in expected.keys() | found.keys():
+    for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
+            what = one_line(f"{one_line(name, 60)} is {found.get(name)}, not {expected.get(name)}")
             raise DataError(
-                f"{path} holds weights of another network ({name} is {found.get(name)}, not {expected.get(name)}); "
+                f"{path} holds weights of another network ({what}); "
                 "build the model with the parameters in the run.json beside it"
             )
 

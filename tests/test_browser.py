@@ -1,7 +1,7 @@
 """The notebooks in JupyterLab in a real browser, from a copy of their folder.
 
-All open with their stored outputs; 04 and 07 run from top to bottom, and each slider and menu in them moves its
-picture. HCM_SCREENSHOTS names a folder to keep the screenshots in.
+All open with their stored outputs, the solutions too; 04 and 07 run from top to bottom, and each slider and menu in
+them moves its picture. HCM_SCREENSHOTS names a folder to keep the screenshots in.
 """
 
 import json
@@ -25,6 +25,11 @@ pytestmark = [
 ]
 QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync"]  # this browser calls nobody but the server
+NAMES = [
+    path.relative_to(run.NOTEBOOKS).with_suffix("").as_posix()
+    for path in sorted(run.NOTEBOOKS.rglob("*.ipynb"))
+    if ".ipynb_checkpoints" not in path.parts
+]
 CELL_SECONDS = 900  # a whole notebook on a busy machine, far above what it takes
 
 # In the page: the addresses of the pictures beside the controls of a cell; a new picture has a new one.
@@ -38,6 +43,10 @@ TYPESET = """() => {
 PANEL = "jupyterapp.shell.currentWidget"
 
 
+def plain(name: str) -> str:
+    return name.replace("/", "-")
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A copy of the notebooks, with room for data/ and runs/ beside it."""
@@ -48,7 +57,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(home) -> str:
-    """The address of a JupyterLab on that copy, with a fill-in for the path; it runs until the tests are over."""
+    """The address of a JupyterLab on that copy, to be filled in with path and workspace, until the tests end."""
     places = {f"JUPYTER_{kind}_DIR": str(home / f"jupyter-{kind.lower()}") for kind in ("CONFIG", "DATA", "RUNTIME")}
     places |= {f"JUPYTERLAB_{kind}_DIR": str(home / f"lab-{kind.lower()}") for kind in ("SETTINGS", "WORKSPACES")}
     for place in places.values():
@@ -81,7 +90,7 @@ def address(server: subprocess.Popen, home: Path) -> str:
         for file in (home / "jupyter-runtime").glob("jpserver-*.json"):
             told = json.loads(file.read_text() or "{}")
             if told.get("port"):
-                return f"http://127.0.0.1:{told['port']}/lab/workspaces/{{0}}/tree/{{0}}.ipynb?token={told['token']}"
+                return f"http://127.0.0.1:{told['port']}/lab/workspaces/{{1}}/tree/{{0}}.ipynb?token={told['token']}"
         assert server.poll() is None, (home / "lab.log").read_text()
         time.sleep(0.1)
     raise AssertionError((home / "lab.log").read_text())
@@ -98,7 +107,7 @@ def open_notebook(lab):
         page.on("pageerror", lambda error: thrown.append(str(error)))
 
         def opened(name: str):
-            page.goto(lab.format(name))
+            page.goto(lab.format(name, plain(name)))
             page.wait_for_function(
                 f"window.jupyterapp && {PANEL}?.context?.isReady"
                 f" && {PANEL}.sessionContext.session?.kernel?.status === 'idle'"
@@ -140,7 +149,7 @@ def assert_no_errors(page) -> None:
     assert [image[:300] for image in images if image] == []
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in run.NOTEBOOKS.glob("*.ipynb")))
+@pytest.mark.parametrize("name", NAMES)
 def test_opens_with_its_stored_outputs(name, open_notebook, shoot):
     page = open_notebook(name)
     cells = json.loads((run.NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
@@ -153,7 +162,7 @@ def test_opens_with_its_stored_outputs(name, open_notebook, shoot):
     assert page.locator(".jp-Notebook .jp-MarkdownCell .jp-MarkdownOutput").count() == len(texts)
     assert (page.locator(".jp-Notebook mjx-container").count() > 0) == any("$" in text for text in texts)
     assert_no_errors(page)
-    shoot(page, name)
+    shoot(page, plain(name))
 
 
 @pytest.mark.parametrize("name", ["04_dcgan", "07_diffusion"])

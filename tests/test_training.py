@@ -472,9 +472,10 @@ def test_a_broken_weights_file_is_refused_in_one_sentence(tmp_path):
         safetensors({"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(8)),
         safetensors({"x": {"dtype": "object", "shape": [4], "data_offsets": [0, 16]}}, bytes(16)),
         safetensors({"a\n\x1b": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(16)),
-        safetensors({"x" * 10**5: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(16)),
+        safetensors({"a" * 10**5: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, bytes(16)),
+        safetensors({"a": {"dtype": "F32", "shape": [1] * 10**4, "data_offsets": [0, 4]}}, bytes(4)),
     ],
-    ids=["pickle", "endless", "long", "deep", "huge", "backwards", "short", "objects", "signs", "many"],
+    ids=["pickle", "endless", "long", "deep", "huge", "backwards", "short", "objects", "signs", "name", "shape"],
 )
 def test_a_forged_weights_file_is_refused_in_one_sentence(tmp_path, content):
     (tmp_path / "weights.safetensors").write_bytes(content)
