@@ -3,7 +3,7 @@
 A mask is as in `anatomy`: (S, S) uint8, 0 background, 1 right-ventricle cavity, 2 myocardium, 3 left-ventricle cavity.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 
@@ -182,22 +182,6 @@ def dice(prediction: Tensor, truth: Tensor) -> dict[str, float]:
     overlap = {name: ((prediction == k) & (truth == k)).sum().item() for name, k in STRUCTURES.items()}
     total = {name: ((prediction == k).sum() + (truth == k).sum()).item() for name, k in STRUCTURES.items()}
     return {name: 2 * overlap[name] / total[name] if total[name] else float("nan") for name in STRUCTURES}
-
-
-def dice_table(prediction: Tensor, slices: Slices, by: Sequence[str] = ("patient", "phase")) -> pd.DataFrame:
-    """`dice` of each heart in each phase, ACDC's figure, or of each slice by ("patient", "phase", "slice").
-
-    Args:
-        prediction: (N, S, S) with values 0 to 3.
-        slices: N slices with the experts' masks, as of `with_masks`.
-        by: columns of the manifest; slices that agree in them are taken together.
-
-    Returns:
-        One row a group of slices: those columns, and one of STRUCTURES each.
-    """
-    groups = slices.manifest.reset_index(drop=True).groupby(list(by), sort=False).indices
-    scores = {key: dice(prediction[rows], slices.masks[rows]) for key, rows in groups.items()}
-    return pd.DataFrame.from_dict(scores, orient="index").rename_axis(by).reset_index()
 
 
 def as_slices(images: Tensor, masks: Tensor, real: Slices) -> tuple[Slices, Slices]:

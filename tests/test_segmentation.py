@@ -15,7 +15,6 @@ from hcm_helpers.segmentation import (
     Segmenter,
     as_slices,
     dice,
-    dice_table,
     jitter_both,
     measure_slices,
     pairs_table,
@@ -67,22 +66,6 @@ def test_dice_by_hand():
     assert math.isnan(found["right ventricle"])
     with pytest.raises(DataError, match="one shape"):
         dice(prediction, truth[:1])
-
-
-def test_dice_of_a_heart_takes_its_slices_together_and_of_a_slice_does_not(phantom_slices):
-    """Of a heart with 6 and 2 pixels of cavity, the second slice's are missed."""
-    masks = torch.zeros(4, 128, 128, dtype=torch.uint8)
-    masks[0, 0, :6] = masks[1, 0, :2] = masks[2:, 0, :5] = 3
-    manifest = pd.DataFrame({"patient": list("aabb"), "phase": ["ED", "ED", "ED", "ES"], "slice": [0, 1, 0, 0]})
-    few = replace(phantom_slices, masks=masks, manifest=manifest)
-    prediction = masks.clone()
-    prediction[1] = 0
-    hearts = dice_table(prediction, few)
-    assert hearts[["patient", "phase"]].to_numpy().tolist() == [["a", "ED"], ["b", "ED"], ["b", "ES"]]
-    assert hearts["left ventricle"].tolist() == pytest.approx([2 * 6 / 14, 1, 1])
-    assert hearts["myocardium"].isna().all()
-    slices = dice_table(prediction, few, by=("patient", "phase", "slice"))
-    assert slices["left ventricle"].tolist() == [1, 0, 1, 1]
 
 
 def test_the_loss_of_the_right_answer_is_nothing_and_of_no_answer_known():

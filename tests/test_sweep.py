@@ -1,4 +1,12 @@
-"""A step of a sweep goes on where it was cut off, and the table over seeds is Student's."""
+"""A step of a sweep goes on where it was cut off, the table over seeds is Student's, and the Snakefile fits them."""
+
+import importlib
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -7,6 +15,7 @@ from stand_ins import write_notebook
 from hcm_helpers import run, sweep
 from hcm_helpers.acdc import DataError
 
+SNAKEFILE = Path(__file__).parents[1] / "workflow" / "Snakefile"
 TRAIN = 'run_dir = "../runs/quick"\nseed = 0\nepochs = 2\nresume = False'
 TELL = """
 from pathlib import Path
@@ -45,3 +54,32 @@ def test_the_table_has_the_mean_and_students_interval_over_seeds(monkeypatch):
     half = 4.302653 / 3**0.5  # t of 2 degrees of freedom at 97.5 %, times the standard deviation 1, by √3
     assert row["high"] == pytest.approx(2 + half, rel=1e-6)
     assert row["low"] == pytest.approx(2 - half, rel=1e-6)
+
+
+def test_what_the_snakefile_calls_is_there_and_takes_as_many_arguments():
+    text = SNAKEFILE.read_text()
+    found = set(re.findall(r"(?<![\w.])(acdc|cli|run|shards|sweep)\.(\w+)(\()?", text))
+    assert {("sweep", "step", "("), ("run", "choose_data", "("), ("run", "STEPS", "")} <= found
+    for module, name, called in found:
+        thing = getattr(importlib.import_module(f"hcm_helpers.{module}"), name)
+        assert callable(thing) or not called
+    inspect.signature(sweep.step).bind("notebook", "folder", "parameters", "threads", data_dir="")
+    inspect.signature(sweep.chunk).bind("data", 0, 1, "folder", "parameters", "threads")
+
+
+@pytest.mark.skipif(not shutil.which("snakemake", path=Path(sys.executable).parent), reason="no snakemake is installed")
+def test_snakemake_plans_each_step_once(tmp_path):
+    command = [
+        Path(sys.executable).parent / "snakemake",
+        "--snakefile",
+        SNAKEFILE,
+        "--cores",
+        "2",
+        "--dry-run",
+        "--quiet",
+    ]
+    command += ["rules", "--config", "seeds=3", "models=vae,dcgan"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE))
+    assert jobs == {"slices": "1", "train": "6", "evaluate": "3", "table": "1", "total": "11"}
