@@ -293,11 +293,11 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
     cells = {}
     for row in table.itertuples():
         title, digits = MEASURES[row.measure]
-        who = TITLES.get(row.model, row.model) + (", expert's masks" if row.masks == "expert" else "")
+        who = TITLES[row.model] + (", expert's masks" if row.masks == "expert" else "")
 
         def text(value: float, low: float, high: float, digits=digits) -> str:
-            interval = "" if np.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
-            return "–" if np.isnan(value) else f"{value:.{digits}f}{interval}"
+            interval = "" if np.isnan(low) else f" [{low:z.{digits}f}, {high:z.{digits}f}]"
+            return "–" if np.isnan(value) else f"{value:z.{digits}f}{interval}"
 
         mean = "share" if row.measure in SHARES else "mean"
         cells.setdefault(who, {})[title, mean] = row.note or f"{text(row.value, row.low, row.high)} of {row.n}"

@@ -13,7 +13,7 @@ from hcm_helpers.scorecard import REAL
 from hcm_helpers.similarity import TITLES
 from hcm_helpers.summary import Cards, listed, said, the
 from hcm_helpers.training import models_with
-from hcm_helpers.utility import patients_in_words
+from hcm_helpers.utility import by_patient, in_full
 
 DIAGRAMS = {
     "figure_1_vae_architecture": (
@@ -70,7 +70,7 @@ def describe(path: Path, run: Path, cards: Cards | None, use: pd.DataFrame | Non
         return similarity(cards)
     if path.stem == "use_in_a_classifier" and use is not None:
         return arms(use)
-    words = " ".join(TITLES.get(word, word) for word in re.split(r"[_-]", path.stem))
+    words = " ".join(TITLES[word] for word in re.split(r"[_-]", path.stem))
     caption = re.sub(r"^(figure|table) 0*(\d+) ", r"\1 \2. ", words)
     caption = caption[:1].upper() + caption[1:]
     return caption, f"{caption}: a figure that this run has drawn beside those of the series."
@@ -123,9 +123,7 @@ def similarity(cards: Cards | None) -> tuple[str, str]:
     alt += "nearest test slice, and real slices below."
     if cards is not None:
         names = cards[0].index[cards[0]["SSIM"].notna()]
-        values = (
-            listed(f"{TITLES.get(name, name)} {said(cards, name, 'SSIM')}" for name in names) if len(names) else "none"
-        )
+        values = listed(f"{TITLES[name]} {said(cards, name, 'SSIM')}" for name in names) if len(names) else "none"
         alt += f" SSIM with the nearest test slice: {values}."
     return caption, alt
 
@@ -136,11 +134,11 @@ def arms(use: pd.DataFrame) -> tuple[str, str]:
         "HCM or not: each arm’s AUC by patient (above) and its gain over real slices only (below), with intervals. "
     )
     caption += "Hollow: the generator has seen more HCM patients than the arm has real ones."
-    rows = use[(use["metric"] == "AUC") & (use["level"] == "patient")].dropna(subset=["value"])
+    rows = by_patient(use).dropna(subset=["value"])
     alt = "A line an arm, a column a number of real HCM patients, a dot with its interval each."
     if len(rows):
         lowest, highest = (
-            f"{figure(row['value'], 2)} ({row['arm']}, {patients_in_words(row['patients'])})"
+            f"{figure(row['value'], 2)} ({in_full(row)})"
             for row in (rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()])
         )
         above, below = ((rows["verdict"] == verdict).sum() for verdict in ("better", "worse"))

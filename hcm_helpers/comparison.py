@@ -17,7 +17,7 @@ from hcm_helpers.report import Run, optional_table, read_cards, read_run, run_ti
 from hcm_helpers.scorecard import COLUMNS, INTERVALS, LEGEND, REAL
 from hcm_helpers.similarity import TITLES
 from hcm_helpers.summary import Cards, nearest, said, the
-from hcm_helpers.utility import patients_in_words
+from hcm_helpers.utility import by_patient, in_full
 
 ABSENT = Cell("–")
 READING = (
@@ -120,10 +120,8 @@ def use_table(names: Sequence[str], uses: Sequence[pd.DataFrame | None]) -> Tabl
     """AUC by patient of each arm of notebook 09, a column a run."""
     columns = []
     for use in uses:
-        rows = [] if use is None else use[(use["metric"] == "AUC") & (use["level"] == "patient")].itertuples()
-        columns.append(
-            {f"{row.arm}, {patients_in_words(row.patients)}": number(row.value, 2, row.low, row.high) for row in rows}
-        )
+        rows = [] if use is None else by_patient(use).itertuples()
+        columns.append({in_full(row): number(row.value, 2, row.low, row.high) for row in rows})
     arms = list(dict.fromkeys(arm for column in columns for arm in column))
     rows = [(arm, [column.get(arm, ABSENT) for column in columns]) for arm in arms]
     return Table("HCM or not: AUC by patient, higher is better", ["", *names], rows)
@@ -134,7 +132,7 @@ def facts_table(names: Sequence[str], runs: Sequence[Run]) -> Table:
     facts = [
         {
             "profile": run.record.get("profile"),
-            "seed": run.record.get("seed"),
+            "seed": run.seeds or None,
             "data": run.record.get("data_description"),
             "image size": run.slices.get("image_size"),
             "slices": run.slices.get("slices"),
@@ -144,12 +142,12 @@ def facts_table(names: Sequence[str], runs: Sequence[Run]) -> Table:
         }
         for run in runs
     ]
-    made = [run.record.get("machine", {}) | run.record.get("versions", {}) for run in runs]
+    made = [run.noted("machine") | run.noted("versions") for run in runs]
     for name in dict.fromkeys(name for column in made for name in column):
-        if len({in_words(column.get(name)) for column in made if column}) > 1:  # of equal versions there are many
+        if len({as_text(column.get(name)) for column in made if column}) > 1:  # of equal versions there are many
             for column, told in zip(facts, made, strict=True):
                 column[name.replace("_", " ")] = told.get(name)
-    rows = [(name, [Cell(in_words(column[name])) for column in facts]) for name in facts[0]]
+    rows = [(name, [Cell(as_text(column[name])) for column in facts]) for name in facts[0]]
     return Table("The runs", ["", *names], rows)
 
 
@@ -163,17 +161,17 @@ def settings_table(names: Sequence[str], runs: Sequence[Run]) -> Table:
     for step in dict.fromkeys(step for steps in settings for step in steps):
         having = [steps[step] for steps in settings if step in steps]
         for name in dict.fromkeys(name for values in having for name in values) if len(having) > 1 else ():
-            texts = [in_words(steps.get(step, {}).get(name)) for steps in settings]
+            texts = [as_text(steps.get(step, {}).get(name)) for steps in settings]
             noted = [
                 text
                 for text, steps, run in zip(texts, settings, runs, strict=True)
-                if name in steps.get(step, {}) or any(notebook[3:] == step for notebook in run.notebooks)
+                if name in steps.get(step, {}) or step in {notebook[3:] for notebook in run.notebooks}
             ]
             if len(set(noted)) > 1:
                 rows.append((f"{step}.{name}", [Cell(text) for text in texts]))
     return Table("Parameters that differ", ["", *names], rows)
 
 
-def in_words(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A text as it is, None as a dash, anything else as JSON."""
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

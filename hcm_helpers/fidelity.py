@@ -385,8 +385,8 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
         one = rows["n"].nunique() == 1
         arrow = {"lower": " ↓", "higher": " ↑"}.get(MEASURES[measure], "")
         columns[f"{measure}{arrow}" + (f", n = {rows['n'].iloc[0]}" if one else "")] = {
-            TITLES.get(row.model, row.model): ("–" if pd.isna(row.value) else f"{row.value:.3f}")
-            + ("" if pd.isna(row.low) else f" [{row.low:.3f}, {row.high:.3f}]")
+            TITLES[row.model]: ("–" if pd.isna(row.value) else f"{row.value:z.3f}")
+            + ("" if pd.isna(row.low) else f" [{row.low:z.3f}, {row.high:z.3f}]")
             + ("" if one else f", n = {row.n}")
             for row in rows.itertuples()
         }

@@ -34,7 +34,7 @@ def number(value: float, digits: int, low: float = float("nan"), high: float = f
 
 def figure(value: float, digits: int, sign: str = "") -> str:
     """−0.004 with two digits → 0.00, −0.5 → −0.50; with the sign "+" also +0.50."""
-    return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+    return f"{value:{sign}z.{digits}f}".replace("-", "−")
 
 
 def show(table: Table) -> str:
@@ -257,8 +257,10 @@ COMPARISON = """\
 <h2>Measures</h2>
 <p class="soft">{{ reading }}</p>
 <div class="side">
-{% for part in measures %}
+{% for part in measures if part.rows %}
 {{ table(part) }}
+{% else %}
+<p>Notebook 08 has not been run to its end in any of them.</p>
 {% endfor %}
 </div>
 {% if use.rows %}

@@ -39,6 +39,18 @@ class Run(NamedTuple):
         return dict(sorted(self.record.get("notebooks", {}).items()))
 
     @property
+    def seeds(self) -> str:
+        """Of the run or of its models, "" where none is known."""
+        return ", ".join(
+            sorted({str(facts["seed"]) for facts in (self.record, *self.models.values()) if "seed" in facts})
+        )
+
+    def noted(self, part: str) -> dict[str, Any]:
+        """The versions or the machine, as `hcm run` or else the models have noted them."""
+        records = (*self.models.values(), self.record)
+        return {name: value for facts in records for name, value in facts.get(part, {}).items()}
+
+    @property
     def settings(self) -> dict[str, dict[str, Any]]:
         """Step → parameter → value, of the notebooks and, where these were run by hand, of the models."""
         steps = {name: facts.get("parameters", {}) for name, facts in self.models.items()}
@@ -105,7 +117,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
         "report",
         run=run_title(run),
         summary=[
-            ("What was run", summary.what_ran(run.record, run.slices, run.models)),
+            ("What was run", summary.what_ran(run)),
             ("Whose images come nearest to real ones?", summary.which_is_nearest(cards)),
             ("Are they copies?", summary.does_it_copy(cards)),
             ("Does the anatomy hold?", summary.does_anatomy_hold(cards)),
@@ -123,7 +135,7 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
             (captions.describe(file, folder, cards, use), data_address(file), file.stem.startswith("samples_"))
             for file in figure_files(folder)
         ],
-        limits=summary.limits(run.record, run.slices),
+        limits=[*overtaken(folder), *summary.limits(run.record, run.slices)],
         made=provenance(run),
         models=models_table(run),
         notebooks=notebooks_table(run),
@@ -131,6 +143,19 @@ def write_report(folder: Path, path: Path | None = None) -> Path:
     path = folder / "report.html" if path is None else path
     write_page(path, html)
     return path
+
+
+def overtaken(folder: Path) -> list[str]:
+    """A sentence, if models have drawn since notebook 08 measured them, by the times of their files."""
+    from hcm_helpers.similarity import TITLES
+    from hcm_helpers.training import models_with
+
+    table = folder / "evaluation" / "copies.csv"
+    if not table.is_file():
+        return []
+    drawn = {name: (folder / name / "samples.npz").stat().st_mtime for name in models_with(folder, "samples.npz")}
+    late = [TITLES[name] for name, time in drawn.items() if time > table.stat().st_mtime]
+    return [f"Drawn after the tables here were made: {', '.join(late)}. Run notebooks 08 to 10 again."] if late else []
 
 
 def read_cards(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame] | None:
@@ -172,10 +197,10 @@ def similarity_tables(folder: Path) -> tuple[list[Table], str]:
                 column = values[metric, pairing].round(4 if metric == "MSE" else 3)
                 gaps = (column - column.get(references[pairing], math.nan)).abs()
                 gaps = gaps.drop(list(similarity.REFERENCE_ROWS), errors="ignore")
-                best = gaps.index[gaps < gaps.min() + 1e-9]
+                best = gaps.index[gaps < gaps.min() + 1e-9] if gaps.count() > 1 else []
             for name, text in zip(models, wide[metric, pairing], strict=True):
                 rows[name].append(in_two(text, "best" if name in best else ""))
-        named = [(similarity.TITLES.get(name, name), cells) for name, cells in rows.items()]
+        named = [(similarity.TITLES[name], cells) for name, cells in rows.items()]
         tables.append(Table(f"{metric} with real slices", ["", *wide[metric].columns], named))
     return tables, f"★: nearest to what real slices reach in the same column. {similarity.LEGEND}"
 
@@ -185,21 +210,14 @@ def use_table(table: pd.DataFrame) -> Table:
     from hcm_helpers import utility
 
     wide = utility.render(table)
-    told = table[(table["metric"] == "AUC") & (table["level"] == "patient")]
     verdicts = {
-        (row.arm, utility.patients_in_words(row.patients)): row.verdict
-        for row in told.itertuples()
+        (row.arm, utility.patients_in_words(row.patients), "gain"): row.verdict
+        for row in utility.by_patient(table).itertuples()
         if row.verdict in ("better", "worse")
     }
     rows = [
-        (
-            name,
-            [
-                in_two(text, verdicts.get((name, place), "") if column == "gain" else "")
-                for (place, column), text in wide.loc[name].items()
-            ],
-        )
-        for name in wide.index
+        (name, [in_two(text, verdicts.get((name, *place), "")) for place, text in cells.items()])
+        for name, cells in wide.iterrows()
     ]
     head = ["", *(f"{column}, {place}" for place, column in wide.columns)]
     legend = f"▲ better, ▼ worse: the gain’s interval excludes 0. {utility.legend(table)}"
@@ -214,9 +232,7 @@ def in_two(text: str, mark: str = "") -> Cell:
 
 def provenance(run: Run) -> list[tuple[str, str]]:
     """Where a run's data come from, when and with what it was made."""
-    machine, versions = dict(run.record.get("machine", {})), dict(run.record.get("versions", {}))
-    for facts in run.models.values():
-        machine, versions = facts.get("machine", {}) | machine, facts.get("versions", {}) | versions
+    machine, versions = run.noted("machine"), run.noted("versions")
     seconds = [notebook.get("seconds") for notebook in run.notebooks.values()]
     apart = ("fingerprint", "patients_by_split")
     slices = {name: value for name, value in run.slices.items() if value != {} and name not in apart}
@@ -253,9 +269,9 @@ def models_table(run: Run) -> Table:
 
 def notebooks_table(run: Run) -> Table:
     """State, time and parameters of each notebook, or only the parameters of each model."""
-    rows = []
+    rows, named = [], {name[3:]: name for name in run.notebooks}
     for step, values in run.settings.items():
-        name = next((notebook for notebook in run.notebooks if notebook[3:] == step), step)
+        name = named.get(step, step)
         facts = run.notebooks.get(name, {})
         texts = [str(facts.get("state", "–")), span(facts.get("seconds")), in_words(values)]
         rows.append((name, [Cell(text) for text in texts]))

@@ -13,13 +13,17 @@ from hcm_helpers.similarity import REAL_TEST, REAL_TRAIN, TITLES
 REAL = "real hearts"
 TABLES = ("table1", "fidelity", "copies", "anatomy", "cost")  # .csv in the run's folder evaluation/
 ENDS = ["value", "low", "high"]
-READ = {  # of each table in evaluation/: what tells its rows apart, and the figures in them
-    "table1": (["model", "pairing", "metric"], ENDS),
-    "fidelity": (["model", "measure"], ENDS),
-    "copies": (["model"], ["copies", "low", "high"]),
-    "anatomy": (["model", "masks", "measure"], [*ENDS, "distance", "distance_low", "distance_high"]),
-    "cost": (["model", "steps"], ["seconds_sampling"]),
-    "utility": (["patients", "arm", "level", "metric"], [*ENDS, "gain", "gain_low", "gain_high"]),
+READ = {  # of each table in evaluation/: what tells its rows apart, the figures in them, and what else is read
+    "table1": (["model", "pairing", "metric"], ENDS, []),
+    "fidelity": (["model", "measure"], ENDS, []),
+    "copies": (["model"], ["copies", "low", "high"], []),
+    "anatomy": (["model", "masks", "measure"], [*ENDS, "distance", "distance_low", "distance_high"], []),
+    "cost": (["model", "steps"], ["seconds_sampling"], []),
+    "utility": (
+        ["patients", "arm", "level", "metric"],
+        [*ENDS, "gain", "gain_low", "gain_high", "n", "seeds"],
+        ["model", "leaks", "verdict"],
+    ),
 }
 FIDELITY = ["KID", "KID to test", "precision", "recall"]
 COLUMNS = {  # digits behind the point, and which value is the best
@@ -60,10 +64,10 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     notebook = "notebook 09" if name == "utility" else "notebook 08"
     if not path.is_file():
         raise DataError(f"{path} is missing; run {notebook} to its end")
-    keys, numbers = READ[name]
+    keys, numbers, others = READ[name]
     try:
         table = pd.read_csv(path)
-        table[numbers] = table[numbers].astype(float)
+        table[numbers] = table[[*others, *numbers]][numbers].astype(float)  # a KeyError where one is not there
         if table.empty or table.duplicated(keys).any():
             raise ValueError("it is empty" if table.empty else "a row is there twice")
     except (OSError, ValueError, KeyError) as error:
@@ -115,7 +119,7 @@ def best(card: pd.DataFrame) -> pd.DataFrame:
         if better == "as the real":
             values = (values - round(card.loc[REAL, column], digits)).abs()
         goal = values.max() if better == "higher" else values.min()
-        marks.loc[values.index, column] = np.isclose(values, goal)
+        marks.loc[values.index, column] = np.isclose(values, goal) & (values.count() > 1)
     return marks
 
 
@@ -129,7 +133,7 @@ def as_table(card: pd.DataFrame, low: pd.DataFrame | None = None, high: pd.DataF
             interval = () if low is None or high is None else (low.loc[name, column], high.loc[name, column])
             mark = "best" if marks.loc[name, column] else ""
             cells.append(page.number(card.loc[name, column], digits, *interval, mark=mark))
-        rows.append((TITLES.get(name, name), cells))
+        rows.append((TITLES[name], cells))
     arrows = {"lower": " ↓", "higher": " ↑", "as the real": ""}
     head = ["", *(f"{column}{arrows[better]}" for column, (_, better) in COLUMNS.items())]
     intervals = "" if low is None else f" {INTERVALS}"

@@ -381,8 +381,8 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
     cells = {}
     for row in table.itertuples():
         digits = 4 if row.metric == "MSE" else 3
-        interval = "" if pd.isna(row.low) else f" [{row.low:.{digits}f}, {row.high:.{digits}f}]"
-        cells[row.model, row.metric, row.pairing] = f"{row.value:.{digits}f}{interval}"
+        interval = "" if pd.isna(row.low) else f" [{row.low:z.{digits}f}, {row.high:z.{digits}f}]"
+        cells[row.model, row.metric, row.pairing] = f"{row.value:z.{digits}f}{interval}"
     models = list(dict.fromkeys(table["model"]))
     for model in models:
         cells |= {(model, metric, "paper"): f"{value:.4f}" for metric, value in PAPER.get(model, {}).items()}
@@ -392,7 +392,7 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
     columns = [(m, column) for m in METRICS.values() for column in ("paper", *PAIRINGS) if (m, column) in present]
     return pd.DataFrame(
         [[cells.get((model, *column), "–") for column in columns] for model in models],
-        index=pd.Index([TITLES.get(model, model) for model in models], name="model"),
+        index=pd.Index([TITLES[model] for model in models], name="model"),
         columns=pd.MultiIndex.from_tuples(columns, names=["metric", "pairing"]),
     )
 

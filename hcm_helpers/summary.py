@@ -5,24 +5,27 @@ Two figures count as told apart where their 95 % intervals do not overlap, which
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from hcm_helpers.page import figure, number
 from hcm_helpers.scorecard import COLUMNS, REAL
 from hcm_helpers.similarity import TITLES
-from hcm_helpers.utility import patients_in_words
+from hcm_helpers.utility import by_patient, in_full
+
+if TYPE_CHECKING:
+    from hcm_helpers.report import Run
 
 Cards = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]  # value, low and high, as `scorecard.scorecard` gives them
 NOT_YET = "Not measured yet: notebook 08 has not been run to its end."
 
 
-def what_ran(record: dict[str, Any], slices: dict[str, Any], models: dict[str, dict[str, Any]]) -> str:
-    """Profile, seed, data and models, from run.json, slices.json and the models' run.json, each {} if there is none."""
-    seeds = sorted({str(facts["seed"]) for facts in (record, *models.values()) if "seed" in facts})
+def what_ran(run: Run) -> str:
+    """Profile, seed, data and models."""
+    record, slices, models = run.record, run.slices, run.models
     profile = f"Profile {record['profile']}" if "profile" in record else "Notebooks that were run one by one"
-    sentences = [f"{profile}, seed {', '.join(seeds) or 'not known'}."]
+    sentences = [f"{profile}, seed {run.seeds or 'not known'}."]
     if record.get("data_description"):
         sentences.append(f"Data: {record['data_description']}.")
     if slices:
@@ -36,7 +39,7 @@ def what_ran(record: dict[str, Any], slices: dict[str, Any], models: dict[str, d
             f"{slices.get('patients', '?')} patients{': ' if parts else ''}{', '.join(parts)}."
         )
     if models:
-        sentences.append(f"Models: {listed(TITLES.get(name, name) for name in models)}.")
+        sentences.append(f"Models: {listed(TITLES[name] for name in models)}.")
     return " ".join(sentences)
 
 
@@ -78,15 +81,17 @@ def does_it_copy(cards: Cards | None) -> str:
     card = cards[0]
     if card.loc[best, column] <= card.loc[REAL, column]:
         verdict = "No more than real hearts resemble each other:"
+    elif no_interval(cards, best, column):
+        verdict = "Too few held-out patients to say whether more than real hearts resemble each other:"
     elif above_real(cards, best, column):
         verdict = "Yes, more than real hearts resemble each other:"
     else:
         verdict = "Perhaps (the intervals overlap):"
     text = f"{verdict} {said(cards, best, column)} of {the(best)}’s images are nearer to a training slice than any "
     text += f"held-out real slice is; of real slices of held-out patients {said(cards, REAL, column)}."
-    most = card[column].drop(REAL).idxmax()
-    if most != best:
-        text += f" The most copies are {the(most)}’s: {said(cards, most, column)}."
+    shown = card[column].drop(REAL).round(COLUMNS[column][0])
+    if shown.max() > shown[best]:
+        text += f" The most copies are {the(shown.idxmax())}’s: {said(cards, shown.idxmax(), column)}."
     return text
 
 
@@ -98,6 +103,8 @@ def does_anatomy_hold(cards: Cards | None) -> str:
     card = cards[0]
     if card.loc[best, share] >= card.loc[REAL, share]:
         verdict = "At least as often as in real hearts:"
+    elif no_interval(cards, best, share):
+        verdict = "Too few held-out patients to say whether as often as in real hearts:"
     elif below_real(cards, best, share):
         verdict = "Less often than in real hearts:"
     else:
@@ -107,9 +114,9 @@ def does_anatomy_hold(cards: Cards | None) -> str:
     if not pd.isna(card.loc[best, wall]):
         text += f" Where it is closed, its largest thickness is {said(cards, best, wall)} off that of the training "
         text += f"patients (held-out patients: {said(cards, REAL, wall)})."
-    top = card[share].drop(REAL).idxmax()
-    if top != best:
-        text += f" The most closed walls are {the(top)}’s: {said(cards, top, share)}."
+    shown = card[share].drop(REAL).round(COLUMNS[share][0])
+    if shown.max() > shown[best]:
+        text += f" The most closed walls are {the(shown.idxmax())}’s: {said(cards, shown.idxmax(), share)}."
     return text
 
 
@@ -122,7 +129,8 @@ def did_it_help(table: pd.DataFrame | None, best: str | None) -> str:
     """
     if table is None:
         return "Not measured yet: notebook 09 has not been run."
-    arms = table[(table["metric"] == "AUC") & (table["level"] == "patient") & (table["model"] != "–")]
+    arms = by_patient(table)
+    arms = arms[arms["model"] != "–"]
     if arms.empty:
         return "Not measured: no generated slices took part in notebook 09."
     count = arms["verdict"].value_counts()
@@ -133,14 +141,19 @@ def did_it_help(table: pd.DataFrame | None, best: str | None) -> str:
     text += f"{worse or 'none'} worse, and {len(arms) - len(better) - worse} could not be told apart "
     text += "(AUC by patient, 95 % interval of the gain)."
     if not better.empty:
-        names = listed(f"{row.arm}, {patients_in_words(row.patients)}" for row in better.itertuples())
+        names = listed(in_full(row) + " †" * bool(row.leaks) for row in better.itertuples())
         text += f" Better: {names}. Of twenty intervals about one misses by chance."
     own = arms[(arms["model"] == best) & arms["gain"].notna()]
     if not own.empty:
         row = own.loc[own["gain"].idxmax()]
+        leaking = pd.concat([better["leaks"], own.loc[[row.name], "leaks"]])
         interval = "" if pd.isna(row["gain_low"]) else f" {signed(row['gain_low'], row['gain_high'])}"
         text += f" The largest gain with {the(best)}’s slices is {figure(row['gain'], 2, '+')}{interval}"
-        text += f" ({row['arm']}, {patients_in_words(row['patients'])})."
+        text += f" ({in_full(row)}{' †' * bool(row['leaks'])})."
+    else:
+        leaking = better["leaks"]
+    if leaking.any():
+        text += " †: the generator has seen more HCM patients than the trial had."
     return text
 
 
@@ -168,6 +181,11 @@ def limits(record: dict[str, Any], slices: dict[str, Any]) -> list[str]:
     ]
 
 
+def no_interval(cards: Cards, name: str, column: str) -> bool:
+    """Whether an end is not known, of a model or of real hearts: of one patient, or of too few slices."""
+    return bool(pd.concat(cards[1:]).loc[[name, REAL], column].isna().any())
+
+
 def above_real(cards: Cards, name: str, column: str) -> bool:
     """Whether a model's interval lies wholly above that of real hearts."""
     return bool(cards[1].loc[name, column] > cards[2].loc[REAL, column])
@@ -181,7 +199,7 @@ def below_real(cards: Cards, name: str, column: str) -> bool:
 def said(cards: Cards, name: str, column: str) -> str:
     """A figure with interval and unit, such as "0.25 [0.22, 0.28]" or "4.3 [3.2, 5.5] %", on one line of the page."""
     cell = number(cards[0].loc[name, column], COLUMNS[column][0], *(end.loc[name, column] for end in cards[1:]))
-    unit = next((unit for unit in ("%", "mm") if f", {unit}" in column), "")
+    unit = "" if cell.text == "–" else next((unit for unit in ("%", "mm") if f", {unit}" in column), "")
     return " ".join(part for part in (cell.text, cell.interval, unit) if part).replace(" ", "\u00a0")
 
 
@@ -192,7 +210,7 @@ def signed(low: float, high: float) -> str:
 
 def the(model: str, capital: bool = False) -> str:
     """A model in a sentence: the VAE, the diffusion model."""
-    title = "diffusion model" if model == "diffusion" else TITLES.get(model, model)
+    title = "diffusion model" if model == "diffusion" else TITLES[model]
     return f"{'The' if capital else 'the'} {title}"
 
 

@@ -5,6 +5,7 @@ A folder a profile and fraction holds the slices, and in it a folder a seed what
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -53,10 +54,10 @@ def step(notebook: str, folder: str | Path, values: Parameters, threads: int = 1
         NotebookError: a cell failed.
     """
     folder, source = Path(folder).resolve(), run.NOTEBOOKS / f"{notebook}.ipynb"
-    if not (folder / "slices").exists() and notebook != PREPARATION:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "slices").symlink_to("../slices")
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    if notebook != PREPARATION:
+        with suppress(FileExistsError):  # another training of this seed may link them at the same moment
+            (folder / "slices").symlink_to("../slices")
     begun = folder / "notebooks" / f"{notebook}.json"
     facts = {"parameters": values, "inputs": inputs(source, places)}
     places |= {"run_dir": str(folder)}

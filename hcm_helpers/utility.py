@@ -58,7 +58,7 @@ class Arm:
     @property
     def title(self) -> str:
         """Such as "real + DCGAN ×3", without the patients."""
-        generated = f"{TITLES.get(self.model, self.model)} ×{self.factor}" if self.model else ""
+        generated = f"{TITLES[self.model]} ×{self.factor}" if self.model else ""
         words = [*([] if self.alone else ["real"]), *([generated] if generated else [])]
         title = " + ".join(words) + (" alone" if self.alone else "" if self.model else " only")
         return title + (", jittered" if self.jittered else "")
@@ -377,8 +377,8 @@ def render(table: pd.DataFrame, metric: str = "AUC", level: str = "patient") -> 
     for row in rows.itertuples():
         mark, place = (" †" if row.leaks else ""), patients_in_words(row.patients)
         numbers = {
-            metric: (row.value, row.low, row.high, ".2f"),
-            "gain": (row.gain, row.gain_low, row.gain_high, "+.2f"),
+            metric: (row.value, row.low, row.high, "z.2f"),
+            "gain": (row.gain, row.gain_low, row.gain_high, "+z.2f"),
         }
         for column, (value, low, high, digits) in numbers.items():
             interval = "" if pd.isna(low) else f" [{low:{digits}}, {high:{digits}}]"
@@ -409,6 +409,16 @@ def legend(table: pd.DataFrame) -> str:
         "intervals about one misses by chance. †: the generator has seen all HCM training patients, more than "
         "this arm has real slices of."
     )
+
+
+def by_patient(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `score`'s table that a report tells: AUC by patient."""
+    return table[(table["metric"] == "AUC") & (table["level"] == "patient")]
+
+
+def in_full(row) -> str:
+    """The arm of a row of that table with its patients: real only, 2 HCM patients."""
+    return f"{row.arm}, {patients_in_words(row.patients)}"
 
 
 def patients_in_words(number: int) -> str:

@@ -81,6 +81,9 @@ HARMS = {
     "to stderr": lambda nb: cell(nb, "noise").outputs.append(
         nbformat.v4.new_output("stream", name="stderr", text="UserWarning: old\n")
     ),
+    "printed '' to stderr": lambda nb: cell(nb, "noise").outputs.append(
+        nbformat.v4.new_output("stream", name="stderr", text="\n")
+    ),
     "names /home/jane": lambda nb: cell(nb, "idea").update(source="see /home/jane/x.npy"),
     "names C:\\Users\\jane": lambda nb: cell(nb, "noise").outputs[0].update(text="C:\\Users\\jane\\x"),
     "not python3": lambda nb: nb.metadata.kernelspec.update(name="my-env"),
@@ -105,6 +108,8 @@ HARMS = {
     "tagged parameters": lambda nb: nb.cells.insert(2, nb.cells.pop(3)),
     "not `name = literal`": lambda nb: cell(nb, "parameters").update(source="image_size = 2 * 16"),
     "cell noise imports": lambda nb: cell(nb, "noise").update(source="import os"),
+    "not plain Python": lambda nb: cell(nb, "noise").update(source="%matplotlib inline"),
+    "fewer than three cells": lambda nb: nb.cells.__delitem__(slice(2, None)),
     "## Summary": lambda nb: nb.cells.append(nbformat.v4.new_markdown_cell("bye")),
 }
 

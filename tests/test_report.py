@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 
@@ -163,7 +164,8 @@ def test_the_summary_says_what_the_tables_say(run):
         "largest thickness is 1.0 [0.9, 1.1] mm off that of the training patients (held-out patients: 0.6 [0.5, 0.7]",
         "No gain is shown: of 2 trials",
         "none told HCM from the rest better than the real slices alone, 1 worse, and 1 could not be told apart",
-        "largest gain with the diffusion model’s slices is +0.05 [−0.10, +0.20] (real + Diffusion ×1, 2 HCM patients)",
+        "largest gain with the diffusion model’s slices is +0.05 [−0.10, +0.20] (real + Diffusion ×1, 2 HCM patients †)"
+        ". †: the generator has seen more HCM patients than the trial had.",
         "For research and teaching only",
         "The hearts are synthetic",
     ):
@@ -191,7 +193,42 @@ def test_the_summary_turns_with_the_figures(run):
     table = report.optional_table(run, "utility")
     table.loc[2, "verdict"] = "better"
     assert summary.did_it_help(table, "diffusion").startswith("In part: of 2 trials")
-    assert "Better: real + Diffusion ×1, 2 HCM patients." in summary.did_it_help(table, "diffusion")
+    assert "Better: real + Diffusion ×1, 2 HCM patients †." in summary.did_it_help(table, "diffusion")
+    table["leaks"] = False
+    assert "†" not in summary.did_it_help(table, "diffusion")
+
+
+def test_the_summary_claims_no_more_than_is_known(run):
+    cards = value, low, high = tuple(scorecard.scorecard(run, end) for end in ENDS)
+    value.loc[["vae", "diffusion"], "plausible, %"] = 80.0, 80.4
+    assert "The most closed walls" not in summary.does_anatomy_hold(cards), "as many, as the page shows them"
+    value.loc["vae", "copies, %"] = value.loc["diffusion", "copies, %"]
+    assert "The most copies" not in summary.does_it_copy(cards)
+    value.loc["diffusion", ["copies, %", "plausible, %"]] = 60.0, 3.0
+    low.loc[scorecard.REAL] = high.loc[scorecard.REAL] = np.nan
+    for text in (summary.does_it_copy(cards), summary.does_anatomy_hold(cards)):
+        assert text.startswith("Too few held-out patients to say")
+    value.loc[scorecard.REAL] = np.nan
+    assert "(held-out patients: –)" in summary.does_anatomy_hold(cards)
+    assert summary.does_anatomy_hold(cards).startswith("Too few held-out patients to say")
+
+
+def test_tables_older_than_the_images_are_told(run):
+    assert report.overtaken(run) == []
+    for name, seconds in (("vae", 1.0), ("diffusion", 2e9)):
+        (run / name).mkdir()
+        (run / name / "samples.npz").write_bytes(b"")
+        os.utime(run / name / "samples.npz", (seconds, seconds))
+    os.utime(run / "evaluation" / "copies.csv", (1e9, 1e9))
+    assert report.overtaken(run) == ["Drawn after the tables here were made: Diffusion. Run notebooks 08 to 10 again."]
+    assert "Drawn after the tables" in page_of(run).text
+
+
+def test_a_single_model_is_not_the_best_of_all(run):
+    for path in (run / "evaluation").glob("*.csv"):
+        table = pd.read_csv(path)
+        table[table["model"] != "vae"].to_csv(path, index=False)
+    assert "★" not in "".join(cell for table in page_of(run).tables.values() for row in table.values() for cell in row)
 
 
 def test_the_best_of_each_column_is_marked_by_a_sign(run):
@@ -199,8 +236,8 @@ def test_the_best_of_each_column_is_marked_by_a_sign(run):
     table = page.tables["What was measured of each model’s images, beside real hearts"]
     marked = {title: [name for name in table if name and "★" in table[name][i]] for i, title in enumerate(table[""])}
     diffusion = ["SSIM", "KID ↓", "KID to test ↓", "precision ↑", "copies, % ↓", "plausible, % ↑", "wall, mm off ↓"]
-    assert marked == {title: ["Diffusion"] for title in diffusion} | {"recall ↑": ["VAE"], "time, s ↓": ["VAE"]}
-    assert table["Diffusion"][4] == "–", "no figure is no best"
+    assert marked == {title: ["Diffusion"] for title in diffusion} | {"recall ↑": [], "time, s ↓": ["VAE"]}
+    assert table["Diffusion"][4] == "–", "without a second figure none is the best"
     assert table["Diffusion"][1] == "1.00 ★[0.90, 1.10]"
     similar = page.tables["SSIM with real slices"]
     assert [cell.endswith("]") and "★" in cell for cell in similar["Diffusion"][1:]] == [True, True, True]
@@ -319,6 +356,18 @@ def test_runs_side_by_side(hcm, tmp_path):
     assert "★" not in "".join(kid["real hearts"])
     use = page.tables["HCM or not: AUC by patient, higher is better"]
     assert use["real only, 2 HCM patients"] == ["0.70[0.60, 0.80]", "–", "0.70[0.60, 0.80]"]
+
+
+def test_runs_made_notebook_by_notebook_side_by_side(tmp_path):
+    for name, torch in (("a", "2.12"), ("b", "2.13")):
+        (tmp_path / name / "vae").mkdir(parents=True)
+        facts = {"parameters": {"epochs": 5}, "seed": 4, "versions": {"torch": torch}}
+        (tmp_path / name / "vae" / "run.json").write_text(json.dumps(facts))
+    page = Page(comparison.write_comparison([tmp_path / "a", tmp_path / "b"], tmp_path / "both.html").read_text())
+    assert page.tables["The runs"]["seed"] == ["4", "4"]
+    assert page.tables["The runs"]["torch"] == ["2.12", "2.13"]
+    assert list(page.tables) == ["The runs"], "no table without a row"
+    assert "Notebook 08 has not been run to its end in any of them" in page.text
 
 
 def test_the_better_run_is_the_better_way_round():

@@ -128,10 +128,11 @@ def small(png: bytes) -> bytes:
         found, counts = np.unique(pixels[coloured], axis=0, return_counts=True)
         vivid = counts * np.ptp(found, axis=1).astype(float) ** 2
         even = found[np.argsort(-vivid)[: colours // 2]]  # of lines and patches, as in a legend, exactly
-        others = Image.fromarray(pixels[coloured][None]).quantize(colours - len(even), dither=Image.Dither.NONE)
+        line = Image.fromarray(pixels[coloured][None])
+        others = line.quantize(colours - len(even), dither=Image.Dither.NONE)
         chosen = Image.new("P", (1, 1))
         chosen.putpalette([*even.ravel().tolist(), *others.getpalette()])
-        near = Image.fromarray(pixels[coloured][None]).quantize(palette=chosen, dither=Image.Dither.NONE)
+        near = line.quantize(palette=chosen, dither=Image.Dither.NONE)
         index[coloured] = number + np.asarray(near)[0]
         palette += chosen.getpalette()
     reduced = Image.fromarray(index, "P")
@@ -168,7 +169,7 @@ def unfit(notebook: NotebookNode) -> Iterator[str]:
             elif output.output_type == "stream":
                 texts.append(output.text)
                 if output.name == "stderr":
-                    yield f"cell {cell.id} has printed {output.text.strip().splitlines()[0][:60]!r} to stderr"
+                    yield f"cell {cell.id} has printed {output.text.strip().partition(chr(10))[0][:60]!r} to stderr"
             else:
                 texts += [text for kind, text in output.data.items() if kind.startswith("text/")]
         if place := next(filter(None, map(A_PATH.search, texts)), None):
@@ -214,6 +215,9 @@ def hard_to_read(notebook: NotebookNode) -> Iterator[str]:
 
 def out_of_order(notebook: NotebookNode, has_parameters: bool) -> Iterator[str]:
     """Title, what one learns, parameters, imports, and at the end the summary."""
+    if len(notebook.cells) < 3:
+        yield "it has fewer than three cells; begin it from the template"
+        return
     title, learn, third = notebook.cells[:3]
     if not (title.source.startswith("# ") and "**Aim:**" in title.source and "Time:" in title.source):
         yield "its first cell has no title with **Aim:** and Time:"
@@ -223,7 +227,12 @@ def out_of_order(notebook: NotebookNode, has_parameters: bool) -> Iterator[str]:
         yield "its third cell is not the one tagged parameters"
     beginning = True
     for cell in code(notebook):
-        imports = any(isinstance(line, ast.Import | ast.ImportFrom) for line in ast.parse(cell.source).body)
+        try:
+            lines = ast.parse(cell.source).body
+        except SyntaxError:
+            yield f"cell {cell.id} is not plain Python; take out magics"
+            continue
+        imports = any(isinstance(line, ast.Import | ast.ImportFrom) for line in lines)
         if imports and not beginning:
             yield f"cell {cell.id} imports; move that up to the cell after the parameters"
         beginning = beginning and (imports or "parameters" in tags(cell))
