@@ -75,7 +75,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    echo "$$found lacks the venv module; install it (Debian, Ubuntu: apt install python3-venv) and run make again" >&2; exit 1; \
 	fi; \
 	if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
-	    echo "Setting .venv up with $$($$found --version); the packages come once, about 1 GB or more."; \
+	    echo "Setting .venv up with $$($$found --version); the packages come once, about 1.5 GB or more."; \
 	    "$$found" -m venv --clear .venv; \
 	fi
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"

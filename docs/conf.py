@@ -117,7 +117,7 @@ def visit_math_block(self, node) -> None:
 
 
 def relink_source(app, name: str, source: list[str]) -> None:
-    if name in ("results", "scale"):
+    if name in ("add_a_model", "faq", "index", "reproduce", "results", "scale"):
         source[0] = relinked(source[0], Path("docs"))
 
 

@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
         "no residual blocks": {"num_blocks": 0},
         "no KL warm-up": {"kl_warmup": 0},
         "one normal, no map": {"prior_components": 1},
+        "map of ten normals": {"prior_components": 10},
     },
     "gan": {
         "no average of weights": {"ema_decay": 0.0},

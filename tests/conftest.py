@@ -15,7 +15,7 @@ from hcm_helpers.slices import prepare
 from hcm_helpers.training import fit
 
 os.environ["HCM_HEADLESS"] = "1"
-# For test_malformed.py: the same files each time, or by `--hypothesis-profile=thorough` twelve thousand others.
+# For test_malformed.py: the same files each time, or by `--hypothesis-profile=thorough` some fifteen thousand others.
 calm = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=100, derandomize=True, **calm)
 settings.register_profile("thorough", max_examples=1000, **calm)
