@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
-from hcm_helpers import training
+from hcm_helpers import checkpoint, training
 from hcm_helpers.acdc import GROUPS
 from hcm_helpers.models.diffusion import Diffusion
 from hcm_helpers.parallel import ShareDone
@@ -78,14 +78,14 @@ def main() -> None:
 
         torch.set_num_threads(1)
         seconds: list[float] = []
-        save = training.save_state
+        save = checkpoint.save_state
 
         def timed(*arguments) -> None:
             start = time.perf_counter()
             save(*arguments)
             seconds.append(time.perf_counter() - start)
 
-        training.save_state = timed
+        checkpoint.save_state = timed
         train(folder / "saved", epochs=1, checkpoint_seconds=1.0)
         taken = sorted(seconds)[len(seconds) // 2]
         every = max(10.0, 100 * taken)
