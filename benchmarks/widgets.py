@@ -3,10 +3,10 @@
     python benchmarks/widgets.py [NOTEBOOK ...]      such as 04 07; all by default
 
 Runs the notebooks with the networks of profile `cpu` on a small phantom, trained for one epoch (the weights do not
-change the time), the interactive cells too, which `hcm run` passes over. Then the kernel itself moves each control
-through its values and times each move, from the new value to the finished picture (PNG) on its way to the browser.
-JupyterLab adds the way there and the drawing. Prints the median and the slowest move of each control beside the
-100 ms that feel like at once.
+change the time), the interactive cells too, which `hcm run` passes over. The kernel itself moves each control through
+its values and times each move, from the new value to the finished picture (PNG). What a slider calls is called for with
+each value in its place, the panels' own controls are set. JupyterLab adds the way to the browser and the drawing.
+Prints the median and the slowest move of each control beside the 100 ms that feel like at once.
 """
 
 import json
@@ -33,9 +33,31 @@ SHORT["diffusion"] |= {"compare_steps": [5, 10]}
 NETWORKS = {"encoder_epochs": 1, "segmenter_epochs": 1, "steps_compared": [5], "num_compared": 10}
 SHORT |= {"evaluation": {"num_bootstrap": 20} | NETWORKS, "augmentation": {"seeds": 1, "steps": 2, "num_bootstrap": 20}}
 
+# Runs in the kernel before an interactive cell: what `slider` does at each move, without widgets, of which many at once
+# have made nbclient wait for ever.
+CALL = """
+import inspect as _inspect, json as _json, time as _time
+from IPython.core.pylabtools import print_figure as _print_figure
+
+def slider(function, **ranges):
+    first = {name: values[0] for name, values in ranges.items()}
+    own = {name: given.default for name, given in _inspect.signature(function).parameters.items() if name in ranges}
+    first |= {name: value for name, value in own.items() if value is not _inspect.Parameter.empty}
+    for name, values in ranges.items():
+        if isinstance(values, tuple):
+            low, high, *step = values
+            kind = int if isinstance(low, int) and not step else type(low)
+            values = [kind(low + (high - low) * i / 8) for i in range(9)]
+        times = []
+        for value in values:
+            start = _time.perf_counter()
+            _print_figure(function(**first | {name: value}), "png", bbox_inches="tight")
+            times.append(1000 * (_time.perf_counter() - start))
+        print("MOVED", _json.dumps([name, times]))
+"""
+
 # Runs in the kernel after an interactive cell: moves the controls that the cell has made, and prints what it took.
 MOVE = """
-import json as _json, time as _time
 from ipywidgets.widgets import widget as _widget
 try: _before
 except NameError: _before = set()
@@ -68,10 +90,11 @@ def moves(notebook: str, parameters: run.Parameters) -> list[tuple[str, str, lis
     document = parameterize_notebook(load_notebook_node(str(path)), parameters)
     cells, measured = [], {}
     for cell in document.cells:
-        cells.append(cell)
-        if "skip-execution" in cell.metadata.get("tags", []):
-            measured[len(cells)] = cell.id
-            cells.append(nbformat.v4.new_code_cell(MOVE))
+        if "skip-execution" not in cell.metadata.get("tags", []):
+            cells.append(cell)
+            continue
+        measured[len(cells) + 1] = cell.id
+        cells += [nbformat.v4.new_code_cell(text) for text in (CALL, f"{cell.source}\n{MOVE}")]
     document.cells = cells
     place = {"metadata": {"path": str(run.NOTEBOOKS)}}
     NotebookClient(document, timeout=1800, skip_cells_with_tag="parameters", resources=place).execute()

@@ -308,6 +308,7 @@ def table1(
     num_bootstrap: int = 1000,
     seed: int = 0,
     nearest_train: Mapping[str, Matches] | None = None,
+    nearest_test: Mapping[str, Matches] | None = None,
 ) -> pd.DataFrame:
     """The paper's table 1 with its pairing made explicit, and what real hearts reach beside it.
 
@@ -329,7 +330,7 @@ def table1(
         train, test: the real slices, as `load_slices` gives them.
         num_bootstrap: draws for an interval.
         seed: of the random pairs and of the draws.
-        nearest_train: name → `best_matches` of the images with the training slices, where they are known.
+        nearest_train, nearest_test: name → `best_matches` of the images with these slices, where they are known.
 
     Returns:
         One row a model, pairing and metric: model, pairing, metric, value, low, high, n (images), drawn
@@ -362,7 +363,7 @@ def table1(
         near, far = real_train.to(images.device), real_test.to(images.device)
         add(name, "random", compare(images, near, "random", seed))
         add(name, "nearest train", compare(images, near, matches=(nearest_train or {}).get(name)))
-        add(name, "nearest test", compare(images, far))
+        add(name, "nearest test", compare(images, far, matches=(nearest_test or {}).get(name)))
 
     mean_image = real_train.mean(0, keepdim=True).expand_as(real_test)
     add(REAL_TEST, "random", compare(real_test, real_train, "random", seed), test_patients)

@@ -270,6 +270,9 @@ def test_table1_takes_known_matches_as_they_are(table):
     wrong = known | {"ssim": (known["ssim"][0], torch.full((3,), 0.25))}
     again = similarity.table1(images, train, test, num_bootstrap=20, nearest_train={"vae": wrong})
     assert cell(again, "vae", "nearest train", "SSIM").value == 0.25
+    again = similarity.table1(images, train, test, num_bootstrap=20, nearest_test={"vae": wrong})
+    assert cell(again, "vae", "nearest test", "SSIM").value == 0.25
+    assert cell(again, "vae", "nearest train", "SSIM").value == cell(table, "vae", "nearest train", "SSIM").value
 
 
 def test_rendered_table_has_the_papers_figures_beside_ours(table):
