@@ -79,14 +79,15 @@ def does_it_copy(cards: Cards | None) -> str:
     if best is None or pd.isna(cards[0].loc[best, column]):
         return NOT_YET
     card = cards[0]
-    if card.loc[best, column] <= card.loc[REAL, column]:
-        verdict = "No more than real hearts resemble each other:"
-    elif no_interval(cards, best, column):
-        verdict = "Too few held-out patients to say whether more than real hearts resemble each other:"
-    elif above_real(cards, best, column):
-        verdict = "Yes, more than real hearts resemble each other:"
-    else:
-        verdict = "Perhaps (the intervals overlap):"
+    verdict = beside_real(
+        cards,
+        best,
+        column,
+        good="No more than real hearts resemble each other:",
+        worse="Yes, more than real hearts resemble each other:",
+        near="Perhaps (the intervals overlap):",
+        unknown="Too few held-out patients to say whether more than real hearts resemble each other:",
+    )
     text = f"{verdict} {said(cards, best, column)} of {the(best)}’s images are nearer to a training slice than any "
     text += f"held-out real slice is; of real slices of held-out patients {said(cards, REAL, column)}."
     shown = card[column].drop(REAL).round(COLUMNS[column][0])
@@ -101,14 +102,15 @@ def does_anatomy_hold(cards: Cards | None) -> str:
     if best is None or pd.isna(cards[0].loc[best, share]):
         return NOT_YET
     card = cards[0]
-    if card.loc[best, share] >= card.loc[REAL, share]:
-        verdict = "At least as often as in real hearts:"
-    elif no_interval(cards, best, share):
-        verdict = "Too few held-out patients to say whether as often as in real hearts:"
-    elif below_real(cards, best, share):
-        verdict = "Less often than in real hearts:"
-    else:
-        verdict = "Nearly as often as in real hearts (the intervals overlap):"
+    verdict = beside_real(
+        cards,
+        best,
+        share,
+        good="At least as often as in real hearts:",
+        worse="Less often than in real hearts:",
+        near="Nearly as often as in real hearts (the intervals overlap):",
+        unknown="Too few held-out patients to say whether as often as in real hearts:",
+    )
     text = f"{verdict} {said(cards, best, share)} of {the(best)}’s images show one closed ring of wall round one "
     text += f"cavity, {said(cards, REAL, share)} of held-out real slices."
     if not pd.isna(card.loc[best, wall]):
@@ -181,19 +183,16 @@ def limits(record: dict[str, Any], slices: dict[str, Any]) -> list[str]:
     ]
 
 
-def no_interval(cards: Cards, name: str, column: str) -> bool:
-    """Whether an end is not known, of a model or of real hearts: of one patient, or of too few slices."""
-    return bool(pd.concat(cards[1:]).loc[[name, REAL], column].isna().any())
-
-
-def above_real(cards: Cards, name: str, column: str) -> bool:
-    """Whether a model's interval lies wholly above that of real hearts."""
-    return bool(cards[1].loc[name, column] > cards[2].loc[REAL, column])
-
-
-def below_real(cards: Cards, name: str, column: str) -> bool:
-    """Whether a model's interval lies wholly below that of real hearts."""
-    return bool(cards[2].loc[name, column] < cards[1].loc[REAL, column])
+def beside_real(cards: Cards, name: str, column: str, *, good: str, worse: str, near: str, unknown: str) -> str:
+    """Of four verdicts on a model the one that holds: as good as real hearts, worse, not told apart, no interval."""
+    value, low, high = (card.loc[[name, REAL], column] for card in cards)
+    if COLUMNS[column][1] == "higher":  # turned round, less is better in any column
+        value, low, high = -value, -high, -low
+    if value[name] <= value[REAL]:
+        return good
+    if low.isna().any() or high.isna().any():  # of one patient, or of too few slices
+        return unknown
+    return worse if low[name] > high[REAL] else near
 
 
 def said(cards: Cards, name: str, column: str) -> str:

@@ -69,16 +69,9 @@ def test_what_the_snakefile_calls_is_there_and_takes_as_many_arguments():
 
 @pytest.mark.skipif(not shutil.which("snakemake", path=Path(sys.executable).parent), reason="no snakemake is installed")
 def test_snakemake_plans_each_step_once(tmp_path):
-    command = [
-        Path(sys.executable).parent / "snakemake",
-        "--snakefile",
-        SNAKEFILE,
-        "--cores",
-        "2",
-        "--dry-run",
-        "--quiet",
-    ]
-    command += ["rules", "--config", "seeds=3", "models=vae,dcgan"]
+    snakemake = Path(sys.executable).parent / "snakemake"
+    command = [snakemake, "--snakefile", SNAKEFILE, "-c2", "--dry-run", "--quiet", "rules"]
+    command += ["--config", "seeds=3", "models=vae,dcgan"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     jobs = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE))
