@@ -23,7 +23,7 @@ class Flow(nn.Module):
     Args:
         image_size: height and width of the images: 32, 64, 128 or 256.
         width: channels of the U-Net at half size, a multiple of 8.
-        dropout: share of features dropped in training.
+        dropout: share of channels dropped in training.
         sampling_steps: strides from noise to image, two evaluations of the network each.
     """
 

@@ -72,10 +72,10 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     "paper": {  # the paper's protocol at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
         "vae": PAPER | {"kl_warmup": 0},  # the paper tells of none
-        "gan": PAPER,
-        "dcgan": PAPER | EQUATION_5,
+        "gan": PAPER | {"copy_penalty": 0.0},
+        "dcgan": PAPER | EQUATION_5 | {"copy_penalty": 0.0},
         "acgan": PAPER | EQUATION_5 | {"classifier": "linear", "class_weight": 0.2},
-        "infogan": PAPER | EQUATION_5 | {"mutual_information_weight": 1.0, "least_sigma": 1.0},
+        "infogan": PAPER | EQUATION_5 | {"copy_penalty": 0.0, "mutual_information_weight": 1.0, "least_sigma": 1.0},
         "diffusion": PAPER
         | ANCESTRAL
         | {"epochs": 115, "ema_decay": [0.999], "groups": ["HCM"], "conditional": False}

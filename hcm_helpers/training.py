@@ -76,6 +76,7 @@ def fit(
 
     Args:
         model: offers `optimizers(learning_rate, betas)`, `train_step(batch)`, see `parallel.take_step`, and `sample`.
+            A model that offers `meet(train)` is shown all training slices beforehand.
         train, validation: slices of the training and of the validation patients.
         folder: gets weights.safetensors (those kept), history.csv, checkpoint/last.safetensors and, if asked for,
             snapshots.npz.
@@ -176,6 +177,8 @@ def _fit(
     if writes:
         (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
     fabric.barrier()
+    if hasattr(model, "meet"):
+        model.meet(train)
     model = fabric.to_device(model).to(memory_format=torch.channels_last)
     same_on_all(model, fabric)
     training = Training(model, folder, settings, checkpoint_seconds)

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from hcm_helpers.augment import diff_augment
 from hcm_helpers.cutting import check_image_size
-from hcm_helpers.models.layers import Batch, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
+from hcm_helpers.models.layers import Batch, CopyPenalty, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
+from hcm_helpers.slices import Slices
 
 
 class Generator(nn.Module):
@@ -94,6 +95,7 @@ class DCGAN(nn.Module):
         spectral_norm: spectral normalisation in D, in place of batch normalisation.
         label_smoothing: D's target for real images is 1 − label_smoothing, under "bce".
         gradient_penalty: weight γ of the R1 penalty on D, 0 for none.
+        copy_penalty: weight of `layers.CopyPenalty` on G, 0 for none.
         augment: show D real and generated images through `diff_augment`.
     """
 
@@ -107,6 +109,7 @@ class DCGAN(nn.Module):
         label_smoothing: float = 0.1,
         gradient_penalty: float = 0.0,
         augment: bool = True,
+        copy_penalty: float = 0.0,
     ):
         super().__init__()
         check_image_size(image_size)
@@ -117,7 +120,12 @@ class DCGAN(nn.Module):
         self.latent_dim = latent_dim
         self.loss = game(loss, label_smoothing)
         self.gradient_penalty = gradient_penalty
+        self.copy_penalty = CopyPenalty(copy_penalty)
         self.augment = diff_augment if augment else nn.Identity()
+
+    def meet(self, train: Slices) -> None:
+        """Keep the training slices in mind, for the penalty on copies; `fit` calls it."""
+        self.copy_penalty.meet(train)
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam a player."""
@@ -135,6 +143,7 @@ class DCGAN(nn.Module):
         yield "discriminator", loss_D
 
         loss_G = loss.fool(D(T(x_fake)))  # under "bce" log D(G(z)) up, instead of log(1 − D(G(z))) down
+        loss_G = loss_G + self.copy_penalty(x_fake)
         yield "generator", loss_G
         return {"generator": loss_G, "discriminator": loss_D}
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.cutting import check_image_size
-from hcm_helpers.models.layers import Batch, Moves, adam, bce, r1_penalty
+from hcm_helpers.models.layers import Batch, CopyPenalty, Moves, adam, bce, r1_penalty
+from hcm_helpers.slices import Slices
 
 
 class Generator(nn.Module):
@@ -70,6 +71,7 @@ class GAN(nn.Module):
         width: units of the narrowest hidden layers.
         label_smoothing: real images have the target 1 − label_smoothing (Salimans et al. 2016, section 3.4).
         gradient_penalty: weight γ of the R1 penalty on D, 0 for none.
+        copy_penalty: weight of `layers.CopyPenalty` on G, 0 for none.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class GAN(nn.Module):
         width: int = 256,
         label_smoothing: float = 0.1,
         gradient_penalty: float = 0.0,
+        copy_penalty: float = 0.0,
     ):
         super().__init__()
         check_image_size(image_size)
@@ -87,6 +90,11 @@ class GAN(nn.Module):
         self.latent_dim = latent_dim
         self.real_label = 1.0 - label_smoothing
         self.gradient_penalty = gradient_penalty
+        self.copy_penalty = CopyPenalty(copy_penalty)
+
+    def meet(self, train: Slices) -> None:
+        """Keep the training slices in mind, for the penalty on copies; `fit` calls it."""
+        self.copy_penalty.meet(train)
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam a player."""
@@ -108,7 +116,9 @@ class GAN(nn.Module):
             loss_D = loss_D + self.gradient_penalty * r1_penalty(D, x)
         yield "discriminator", loss_D
 
-        loss_G = bce(D(G(z)), 1.0)  # the non-saturating form (Goodfellow et al. 2014, section 3)
+        x_fake = G(z)
+        loss_G = bce(D(x_fake), 1.0)  # the non-saturating form (Goodfellow et al. 2014, section 3)
+        loss_G = loss_G + self.copy_penalty(x_fake)
         yield "generator", loss_G
         return {"generator": loss_G, "discriminator": loss_D}
 

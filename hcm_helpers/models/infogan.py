@@ -11,7 +11,8 @@ from hcm_helpers.acdc import DataError
 from hcm_helpers.augment import diff_augment
 from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.dcgan import Generator, Trunk
-from hcm_helpers.models.layers import Batch, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
+from hcm_helpers.models.layers import Batch, CopyPenalty, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
+from hcm_helpers.slices import Slices
 
 
 class Discriminator(nn.Module):
@@ -69,6 +70,7 @@ class InfoGAN(nn.Module):
         spectral_norm: spectral normalisation in D and its trunk, in place of batch normalisation; Q stays free.
         label_smoothing: D's target for real images is 1 − label_smoothing, under "bce".
         gradient_penalty: weight γ of the R1 penalty on D, 0 for none.
+        copy_penalty: weight of `layers.CopyPenalty` on G, 0 for none.
         augment: show D real and generated images through `diff_augment`.
 
     Raises:
@@ -89,6 +91,7 @@ class InfoGAN(nn.Module):
         label_smoothing: float = 0.1,
         gradient_penalty: float = 0.0,
         augment: bool = True,
+        copy_penalty: float = 0.0,
     ):
         super().__init__()
         check_image_size(image_size)
@@ -104,7 +107,12 @@ class InfoGAN(nn.Module):
         self.mutual_information_weight = mutual_information_weight
         self.loss = game(loss, label_smoothing)
         self.gradient_penalty = gradient_penalty
+        self.copy_penalty = CopyPenalty(copy_penalty)
         self.augment = diff_augment if augment else nn.Identity()
+
+    def meet(self, train: Slices) -> None:
+        """Keep the training slices in mind, for the penalty on copies; `fit` calls it."""
+        self.copy_penalty.meet(train)
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam a player; Q sits on D's trunk and moves with it, as both players want L_I high."""
@@ -166,7 +174,7 @@ class InfoGAN(nn.Module):
 
         source_fake, *q = D(T(x_fake))
         L_I = self.mutual_information(q, category, continuous)
-        loss_G = loss.fool(source_fake) - lambda_ * L_I
+        loss_G = loss.fool(source_fake) - lambda_ * L_I + self.copy_penalty(x_fake)
         yield "generator", loss_G
         return {"generator": loss_G, "discriminator": loss_D, "mutual_information": L_I}
 

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrizations
 from torch.optim import Adam, Optimizer
 
 from hcm_helpers.acdc import DataError
+from hcm_helpers.slices import Slices
 
 
 class Batch(NamedTuple):
@@ -172,6 +173,68 @@ def game(loss: str, label_smoothing: float = 0.0) -> Game:
     if loss == "hinge":
         return Game(partial(hinge, target=1.0), partial(hinge, target=-1.0), minus_mean)
     raise DataError(f'loss="{loss}": choose "bce" or "hinge"')
+
+
+class CopyPenalty(nn.Module):
+    """What a generator pays for each image that is nearer to a training slice than a slice of another patient is.
+
+    Images are compared by Pearson's r after averaging them down to 16×16, so that neither grain nor a pixel's shift
+    hides a copy. Up to r = `limit`, the 95th percentile of r between a training slice and the nearest one of another
+    patient, nearness is free: hearts are alike.
+
+    The slices it compares with are not kept with the weights.
+
+    Args:
+        weight: of the mean excess of r over the limit, 0 for no penalty.
+
+    Source: after the memorisation rejection of Bai et al. 2022, arXiv 2210.12231, which gives such images no gradient;
+    here they have one, away from the slice.
+    """
+
+    MOST = 4096  # slices, evenly spaced where there are more
+
+    def __init__(self, weight: float = 0.0):
+        super().__init__()
+        if weight < 0:
+            raise DataError(f"copy_penalty={weight}: choose 0 for none, or more, usually 10")
+        self.weight = weight
+        self.register_buffer("slices", torch.zeros(0, 256), persistent=False)
+        self.register_buffer("limit", torch.tensor(1.0), persistent=False)
+
+    def meet(self, train: Slices) -> None:
+        """Keep the slices in mind, 16×16 of each, and set the limit.
+
+        Raises:
+            DataError: they are of one patient.
+        """
+        if not self.weight:
+            return
+        rows = torch.linspace(0, len(train) - 1, min(len(train), self.MOST)).long()
+        slices, patients = self.standardise(train.images[rows]), train.manifest["patient"].to_numpy()[rows.numpy()]
+        same = torch.from_numpy(patients[:, None] == patients)
+        if same.all():
+            raise DataError(
+                f"copy_penalty={self.weight}: slices of one patient do not tell how near those of two are; set it to 0 "
+                "or prepare more patients"
+            )
+        nearest = (slices @ slices.T).masked_fill(same, -1.0).amax(dim=1)
+        self.slices, self.limit = slices.to(self.limit.device), nearest.quantile(0.95).to(self.limit.device)
+
+    @staticmethod
+    def standardise(images: Tensor) -> Tensor:
+        """Images (N, 1, S, S) as vectors (N, 256) of mean 0 and length 1, whose products are Pearson's r."""
+        small = F.adaptive_avg_pool2d(images.float(), 16).flatten(1)
+        return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """weight · E[max(0, r − limit)], r with the nearest slice, of images (B, 1, S, S) → ()."""
+        if not self.weight:
+            return x.new_zeros(())
+        if not len(self.slices):
+            raise DataError("copy_penalty: `meet` the training slices first, as `fit` does")
+        with torch.autocast(x.device.type, enabled=False):
+            nearest = (self.standardise(x) @ self.slices.T).amax(dim=1)
+            return self.weight * F.relu(nearest - self.limit).mean()
 
 
 def divide_by_spectral_norm(module: nn.Module) -> nn.Module:
