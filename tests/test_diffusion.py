@@ -8,6 +8,7 @@ import torch
 
 from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.devices import make_fabric
+from hcm_helpers.models import diffusion
 from hcm_helpers.models.diffusion import (
     Conditions,
     Diffusion,
@@ -549,3 +550,49 @@ def test_an_unconditional_model_does_not_look_at_labels(generator):
         for labels in ([0, 0], [3, 4])
     ]
     assert losses[0] == losses[1]
+
+
+def test_active_is_the_size_of_the_nonlinearity_by_quadrature():
+    x = torch.linspace(-10, 10, 200_001, dtype=torch.float64)
+    density = torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    mean_square = torch.trapezoid(torch.nn.functional.hardswish(x) ** 2 * density, x)
+    assert mean_square.sqrt().item() == pytest.approx(diffusion.ACTIVE, abs=1e-4)
+
+
+def test_filters_keep_their_length_through_training_and_outputs_their_size():
+    torch.manual_seed(0)
+    layer = diffusion.Conv(16, 64, gain=2.0)
+    x = torch.randn(8, 16, 32, 32)
+    inner = layer(x)[..., 1:-1, 1:-1]  # at the border a filter sees zeros
+    assert inner.std().item() == pytest.approx(2.0, rel=0.05)
+    with torch.no_grad():
+        layer.weight.mul_(3.0)
+    tripled = layer.eval()(x)
+    assert torch.allclose(layer.train()(x), tripled / 3, atol=1e-4)
+    assert torch.allclose(layer.weight.flatten(1).norm(dim=1), torch.full((64,), 2.0))
+
+
+def test_features_keep_their_size_through_the_untrained_network():
+    torch.manual_seed(0)
+    network, sizes = UNet(64, width=32).eval(), []
+    for module in network.modules():
+        if isinstance(module, diffusion.ResidualBlock):
+            module.register_forward_hook(lambda module, inputs, output: sizes.append(output.std().item()))
+    network(torch.randn(8, 1, 64, 64), torch.full((8,), 100.0))
+    assert len(sizes) == 13
+    assert min(sizes) > 0.8
+    assert max(sizes) < 1.2
+
+
+def test_dropout_takes_whole_channels_and_only_in_training():
+    torch.manual_seed(0)
+    block, seen = diffusion.ResidualBlock(16, 16, 8, dropout=0.5), []
+    block.conv2.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x, embedding = torch.randn(8, 16, 16, 16), torch.randn(8, 8)
+    block.train()(x, embedding)
+    dropped = (seen[0] == 0).float().mean(dim=(2, 3))  # of each channel, the share of zeros
+    whole = (dropped == 1).float().mean().item()
+    assert whole == pytest.approx(0.5, abs=0.15)
+    assert ((dropped == 1) | (dropped < 0.5)).all()
+    block.eval()(x, embedding)
+    assert (seen[1] == 0).float().mean() < 0.1
