@@ -125,7 +125,7 @@ class Ours:
     def __init__(self, size: int, sigma_data: float, width: int = 32):
         self.name = f"ours, width {width}"
         fabric = make_fabric()
-        told = {"num_classes": len(GROUPS), "dropout": 0.1}  # phase and position, as there is one group
+        told = {"num_classes": len(GROUPS), "dropout": 0.2}  # phase and position, as there is one group
         model = Diffusion(size, width, sigma_data=sigma_data, augment=0.3, sampling_steps=10, **told)
         self.network = model.to(memory_format=torch.channels_last)
         self.average = deepcopy(self.network).eval()

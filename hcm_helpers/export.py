@@ -140,7 +140,8 @@ def load_model(folder: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
     parameters = facts.get("parameters")
     if not isinstance(parameters, dict):
         raise DataError(f"{path} is broken (it has no parameters): train this model again")
-    arguments = list(inspect.signature(NETWORKS[name]).parameters)
+    # The penalty on copies plays no part in drawing, and earlier runs did not have it.
+    arguments = [key for key in inspect.signature(NETWORKS[name]).parameters if key != "copy_penalty"]
     for key in ("groups", *arguments):
         if key not in parameters:
             raise DataError(f"{path} lacks the parameter {key!r}: train this model again")

@@ -475,7 +475,7 @@ def test_a_training_step_moves_every_weight_it_can(optimizer):
     before = [p.detach().clone() for p in model.parameters()]
     batch = Batch(torch.rand(4, 1, 32, 32) * 2 - 1, torch.zeros(4, dtype=torch.long))
     fabric, optimizers = make_fabric(), model.optimizers(1e-3, (0.9, 0.999))
-    for _ in range(3):  # blocks begin as the identity, so that their first layers wait for a gradient
+    for _ in range(3):  # the last layer begins at zero, so that the others wait for a gradient
         take_step(model, batch, optimizers, fabric)
     still = [name for (name, p), b in zip(model.named_parameters(), before, strict=True) if torch.equal(p, b)]
     assert set(still) <= {"network.amounts.weight"}, "nothing was done to the images"

@@ -1,9 +1,10 @@
-"""What more than one model uses: a batch, optimizers, the losses of a GAN, and the norm of its weights."""
+"""What more than one model uses: a batch, optimizers, the losses of a GAN, a price on copies, the norm of weights."""
 
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ Moves = Generator[tuple[str | None, Tensor], None, dict[str, Tensor]]
 def check_width(width: int) -> int:
     """Return width, or raise DataError if group normalisation cannot divide it into its eight groups."""
     if width < 8 or width % 8:
-        raise DataError(f"width={width}: the layers are normalised in 8 groups of channels, so choose a multiple of 8")
+        raise DataError(f"width={width}: most layers treat their channels in 8 groups, so choose a multiple of 8")
     return width
 
 
@@ -37,7 +38,7 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation, on a CPU in float32 where its bf16 is slow.
 
     PyTorch's kernels for bf16 take two to four times as long as those for float32 backward, and forward on maps below
-    32×32 (`benchmarks/diffusion.py` shows what that is worth).
+    32×32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,11 +177,11 @@ def game(loss: str, label_smoothing: float = 0.0) -> Game:
 
 
 class CopyPenalty(nn.Module):
-    """What a generator pays for each image that is nearer to a training slice than a slice of another patient is.
+    """What a generator pays for each image that is nearer to a training slice than other patients' slices come.
 
-    Images are compared by Pearson's r after averaging them down to 16×16, so that neither grain nor a pixel's shift
-    hides a copy. Up to r = `limit`, the 95th percentile of r between a training slice and the nearest one of another
-    patient, nearness is free: hearts are alike.
+    Images are compared by Pearson's r after averaging them down to 16×16, so that grain hides no copy and a pixel's
+    shift little. Up to r = `limit`, the 95th percentile of r between a training slice and the nearest one of another
+    patient, nearness is free: hearts are alike. One patient's slices set no limit, so with them all is free.
 
     The slices it compares with are not kept with the weights.
 
@@ -202,23 +203,16 @@ class CopyPenalty(nn.Module):
         self.register_buffer("limit", torch.tensor(1.0), persistent=False)
 
     def meet(self, train: Slices) -> None:
-        """Keep the slices in mind, 16×16 of each, and set the limit.
-
-        Raises:
-            DataError: they are of one patient.
-        """
+        """Keep the slices in mind, 16×16 of each, and set the limit."""
         if not self.weight:
             return
         rows = torch.linspace(0, len(train) - 1, min(len(train), self.MOST)).long()
-        slices, patients = self.standardise(train.images[rows]), train.manifest["patient"].to_numpy()[rows.numpy()]
-        same = torch.from_numpy(patients[:, None] == patients)
-        if same.all():
-            raise DataError(
-                f"copy_penalty={self.weight}: slices of one patient do not tell how near those of two are; set it to 0 "
-                "or prepare more patients"
-            )
+        slices = self.standardise(train.images[rows])
+        patients = torch.from_numpy(pd.factorize(train.manifest["patient"].iloc[rows.numpy()])[0])
+        same = patients[:, None] == patients
         nearest = (slices @ slices.T).masked_fill(same, -1.0).amax(dim=1)
-        self.slices, self.limit = slices.to(self.limit.device), nearest.quantile(0.95).to(self.limit.device)
+        limit = torch.tensor(1.0) if same.all() else nearest.quantile(0.95)
+        self.slices, self.limit = slices.to(self.limit.device), limit.to(self.limit.device)
 
     @staticmethod
     def standardise(images: Tensor) -> Tensor:
