@@ -27,6 +27,7 @@ CONVOLUTIONAL = {
     "gradient penalty": {"gradient_penalty": 0.05},
     "hinge, spectral norm": {"loss": "hinge", "spectral_norm": True},
 }
+UNPRICED = {"no copy penalty": {"copy_penalty": 0.0}}
 VARIANTS: dict[str, dict[str, Parameters]] = {
     "vae": {
         "no augmentation": {"augment": False},
@@ -39,12 +40,11 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
         "no average of weights": {"ema_decay": 0.0},
         "no label smoothing": {"label_smoothing": 0.0},
         "gradient penalty": {"gradient_penalty": 0.05},
-        "no copy penalty": {"copy_penalty": 0.0},
-    },
-    "dcgan": CONVOLUTIONAL | {"no copy penalty": {"copy_penalty": 0.0}},
+    }
+    | UNPRICED,
+    "dcgan": CONVOLUTIONAL | UNPRICED,
     "acgan": CONVOLUTIONAL | {"cosine classifier": {"classifier": "cosine"}, "class weight 1": {"class_weight": 1.0}},
-    "infogan": CONVOLUTIONAL
-    | {"no copy penalty": {"copy_penalty": 0.0}, "no mutual information": {"mutual_information_weight": 0.0}},
+    "infogan": CONVOLUTIONAL | UNPRICED | {"no mutual information": {"mutual_information_weight": 0.0}},
     "diffusion": {
         "no augmentation": {"augment": 0.0},
         "no average of weights": {"ema_decay": [0.0]},

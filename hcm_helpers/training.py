@@ -76,7 +76,7 @@ def fit(
 
     Args:
         model: offers `optimizers(learning_rate, betas)`, `train_step(batch)`, see `parallel.take_step`, and `sample`.
-            A model that offers `meet(train)` is shown all training slices beforehand.
+            A part of it that offers `meet(train)`, as `layers.CopyPenalty` does, is shown the slices beforehand.
         train, validation: slices of the training and of the validation patients.
         folder: gets weights.safetensors (those kept), history.csv, checkpoint/last.safetensors and, if asked for,
             snapshots.npz.
@@ -177,8 +177,9 @@ def _fit(
     if writes:
         (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
     fabric.barrier()
-    if hasattr(model, "meet"):
-        model.meet(train)
+    for part in model.modules():
+        if hasattr(part, "meet"):
+            part.meet(train)
     model = fabric.to_device(model).to(memory_format=torch.channels_last)
     same_on_all(model, fabric)
     training = Training(model, folder, settings, checkpoint_seconds)

@@ -98,7 +98,7 @@ def test_the_price_moves_the_generator_and_not_the_discriminator(model):
     for weight in (0.0, 1000.0):
         torch.manual_seed(0)
         player = model(**SMALL, copy_penalty=weight)
-        player.meet(slices_of(images, list("aabbccdd")))
+        player.copy_penalty.meet(slices_of(images, list("aabbccdd")))
         player.copy_penalty.limit.fill_(-1.0)  # every image costs
         take_step(player, Batch(images, torch.full((8,), 3)), player.optimizers(1e-3, (0.5, 0.999)), fabric)
         weights[weight] = {

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from hcm_helpers.augment import diff_augment
 from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.layers import Batch, CopyPenalty, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
-from hcm_helpers.slices import Slices
 
 
 class Generator(nn.Module):
@@ -122,10 +121,6 @@ class DCGAN(nn.Module):
         self.gradient_penalty = gradient_penalty
         self.copy_penalty = CopyPenalty(copy_penalty)
         self.augment = diff_augment if augment else nn.Identity()
-
-    def meet(self, train: Slices) -> None:
-        """Keep the training slices in mind, for the penalty on copies; `fit` calls it."""
-        self.copy_penalty.meet(train)
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam a player."""

@@ -8,7 +8,6 @@ from torch.optim import Optimizer
 
 from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.layers import Batch, CopyPenalty, Moves, adam, bce, r1_penalty
-from hcm_helpers.slices import Slices
 
 
 class Generator(nn.Module):
@@ -91,10 +90,6 @@ class GAN(nn.Module):
         self.real_label = 1.0 - label_smoothing
         self.gradient_penalty = gradient_penalty
         self.copy_penalty = CopyPenalty(copy_penalty)
-
-    def meet(self, train: Slices) -> None:
-        """Keep the training slices in mind, for the penalty on copies; `fit` calls it."""
-        self.copy_penalty.meet(train)
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam a player."""

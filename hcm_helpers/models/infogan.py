@@ -12,7 +12,6 @@ from hcm_helpers.augment import diff_augment
 from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.dcgan import Generator, Trunk
 from hcm_helpers.models.layers import Batch, CopyPenalty, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
-from hcm_helpers.slices import Slices
 
 
 class Discriminator(nn.Module):
@@ -109,10 +108,6 @@ class InfoGAN(nn.Module):
         self.gradient_penalty = gradient_penalty
         self.copy_penalty = CopyPenalty(copy_penalty)
         self.augment = diff_augment if augment else nn.Identity()
-
-    def meet(self, train: Slices) -> None:
-        """Keep the training slices in mind, for the penalty on copies; `fit` calls it."""
-        self.copy_penalty.meet(train)
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam a player; Q sits on D's trunk and moves with it, as both players want L_I high."""
