@@ -21,6 +21,7 @@ from hcm_helpers.report import clock
 
 Parameters = dict[str, Any]
 CELL_TIMEOUT = 24 * 3600  # seconds a cell may take: against a kernel that hangs, far above any training
+KERNEL_STARTS = 3  # its ports are free when they are chosen, and another process may take one before it does
 
 
 class NotebookError(Exception):
@@ -56,17 +57,24 @@ def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # quotes in a comment make it warn
     executed = into / notebook.name
+    options = {
+        "parameters": parameters,
+        "kernel_name": "python3",
+        "cwd": notebook.parent,
+        "execution_timeout": CELL_TIMEOUT,
+        "progress_bar": False,
+        "extra_arguments": ["--IPKernelApp.log_level=50"],  # not its warnings in the midst of the progress
+    }
     try:
-        papermill.execute_notebook(
-            notebook,
-            executed,
-            parameters=parameters,
-            kernel_name="python3",
-            cwd=notebook.parent,
-            execution_timeout=CELL_TIMEOUT,
-            progress_bar=False,
-            extra_arguments=["--IPKernelApp.log_level=50"],  # not its warnings in the midst of the progress
-        )
+        for _ in range(KERNEL_STARTS):
+            try:
+                papermill.execute_notebook(notebook, executed, **options)
+                break
+            except RuntimeError as error:
+                if "before replying" not in str(error):
+                    raise
+        else:
+            raise NotebookError(f"{notebook.stem}: its kernel died in each of {KERNEL_STARTS} starts; it printed why")
     except PapermillExecutionError as error:
         shown = f"the notebook as far as it ran: {executed}"
         if error.ename == "ShareDone":  # this process had a share in a training, which another one goes on from

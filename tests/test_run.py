@@ -2,12 +2,14 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import nbformat
 import pytest
 from click.testing import CliRunner
+from jupyter_client.connect import LocalPortCache
 from stand_ins import write_notebook
 
 from hcm_helpers import cli, execute, phantom, run
@@ -172,6 +174,25 @@ def test_a_dead_kernel_is_told(hcm, notebooks):
     result = hcm("run", "--only", "5")
     assert result.exit_code == 1
     assert "05_acgan: its kernel died" in result.output
+
+
+@pytest.mark.parametrize(("taken", "exit_code"), [(1, 0), (3, 1)])
+def test_a_kernel_whose_port_was_taken_is_started_again(hcm, notebooks, monkeypatch, taken, exit_code):
+    free_port, starts = LocalPortCache.find_available_port, []
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+
+        def port(cache: LocalPortCache, ip: str) -> int:  # five a kernel
+            starts.append(ip)
+            return other.getsockname()[1] if len(starts) <= 5 * taken else free_port(cache, ip)
+
+        monkeypatch.setattr(LocalPortCache, "find_available_port", port)
+        write_notebook(notebooks, "05_acgan", TRAIN, "print('ran')")
+        result = hcm("run", "--only", "5", "--jobs", "1")
+    assert result.exit_code == exit_code, result.output
+    assert len(starts) == 5 * min(taken + 1, 3)
+    assert ("05_acgan: its kernel died in each of 3 starts" in result.output) == bool(exit_code)
 
 
 @pytest.mark.parametrize(
