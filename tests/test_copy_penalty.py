@@ -1,5 +1,6 @@
 """What nearness to a training slice costs a generator: known answers on patterns that are orthogonal to each other."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -48,6 +49,14 @@ def test_the_excess_over_what_two_patients_have_in_common_costs():
     assert penalty(torch.stack([first, near, third, second])).item() == pytest.approx(
         10 * (0.4 + 0.2 + 0 + 0.2) / 4, abs=1e-5
     )
+
+
+def test_nine_in_ten_slices_are_no_nearer_to_another_patient_than_the_limit():
+    images = torch.randn(21, 1, 16, 16, generator=torch.manual_seed(0))
+    penalty = CopyPenalty(1.0)
+    penalty.meet(slices_of(images, list("abcdefghijklmnopqrstu")))
+    r = np.corrcoef(images.flatten(1).numpy()) - 2 * np.eye(21)
+    assert penalty.limit.item() == pytest.approx(np.sort(r.max(axis=1))[18], abs=1e-6)
 
 
 def test_contrast_and_brightness_and_grain_hide_no_copy():

@@ -180,7 +180,7 @@ class CopyPenalty(nn.Module):
     """What a generator pays for each image that is nearer to a training slice than other patients' slices come.
 
     Images are compared by Pearson's r after averaging them down to 16×16, so that grain hides no copy and a pixel's
-    shift little. Up to r = `limit`, the 95th percentile of r between a training slice and the nearest one of another
+    shift little. Up to r = `limit`, the 90th percentile of r between a training slice and the nearest one of another
     patient, nearness is free: hearts are alike. One patient's slices set no limit, so with them all is free.
 
     The slices it compares with are not kept with the weights.
@@ -211,7 +211,7 @@ class CopyPenalty(nn.Module):
         patients = torch.from_numpy(pd.factorize(train.manifest["patient"].iloc[rows.numpy()])[0])
         same = patients[:, None] == patients
         nearest = (slices @ slices.T).masked_fill(same, -1.0).amax(dim=1)
-        limit = torch.tensor(1.0) if same.all() else nearest.quantile(0.95)
+        limit = torch.tensor(1.0) if same.all() else nearest.quantile(0.9)
         self.slices, self.limit = slices.to(self.limit.device), limit.to(self.limit.device)
 
     @staticmethod
