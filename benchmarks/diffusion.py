@@ -129,7 +129,7 @@ class Ours:
         model = Diffusion(size, width, sigma_data=sigma_data, augment=0.3, sampling_steps=10, **told)
         self.network = model.to(memory_format=torch.channels_last)
         self.average = deepcopy(self.network).eval()
-        self.optimizers, self.fabric, self.steps = self.network.optimizers(2e-3, (0.9, 0.999)), fabric, 0
+        self.optimizers, self.fabric, self.steps = self.network.optimizers(4e-3, (0.9, 0.999)), fabric, 0
 
     def train_step(self, x: Tensor, targets: Tensor | None = None) -> None:
         targets = torch.full((len(x),), HCM) if targets is None else targets
