@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
         "HCM only": {"groups": ["HCM"]},
         "told nothing": {"conditional": False},
         "no dropout": {"dropout": 0.0},
-        "adam": {"optimizer": "adam"},
+        "adam": {"optimizer": "adam", "learning_rate": 2e-3},  # twice as much is too much for it
         "no cooldown": {"cooldown": 0.0},
         "with masks": {"with_masks": True},
     },

@@ -101,7 +101,7 @@ def ablate_command(model, name, epochs, seeds, only, jobs) -> None:
         from hcm_helpers import ablation
 
         table = ablation.ablate(model, name, epochs, seeds, only, jobs, echo=click.echo)
-    click.echo(f"\n{ablation.render(table)}")
+    click.echo(f"\n{ablation.render(table).to_string()}")
 
 
 @cli.command("report")
