@@ -57,21 +57,22 @@ def execute(notebook: Path, into: Path, parameters: Parameters) -> None:
 
     logging.getLogger("papermill").setLevel(logging.ERROR)  # quotes in a comment make it warn
     executed = into / notebook.name
-    options = {
-        "parameters": parameters,
-        "kernel_name": "python3",
-        "cwd": notebook.parent,
-        "execution_timeout": CELL_TIMEOUT,
-        "progress_bar": False,
-        "extra_arguments": ["--IPKernelApp.log_level=50"],  # not its warnings in the midst of the progress
-    }
     try:
         for _ in range(KERNEL_STARTS):
             try:
-                papermill.execute_notebook(notebook, executed, **options)
+                papermill.execute_notebook(
+                    notebook,
+                    executed,
+                    parameters=parameters,
+                    kernel_name="python3",
+                    cwd=notebook.parent,
+                    execution_timeout=CELL_TIMEOUT,
+                    progress_bar=False,
+                    extra_arguments=["--IPKernelApp.log_level=50"],  # not its warnings in the midst of the progress
+                )
                 break
             except RuntimeError as error:
-                if "before replying" not in str(error):
+                if "before replying" not in str(error):  # jupyter_client's words; no cell has run then
                     raise
         else:
             raise NotebookError(f"{notebook.stem}: its kernel died in each of {KERNEL_STARTS} starts; it printed why")

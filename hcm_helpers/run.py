@@ -68,6 +68,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "acgan": GAN_64 | {"epochs": 50},  # five times as many slices
         "infogan": GAN_64,
         # HCM only: in this hour it comes nearer to HCM than one that learns all groups at once
+        # At half the rate more hearts are plausible and more are copies (docs/results.md)
         "diffusion": {"groups": ["HCM"], "epochs": 220, "batch_size": 32, "learning_rate": 4e-3, "dropout": 0.2}
         | {"validate_every": 10, "sampling_steps": 10},
         "evaluation": {"encoder_epochs": 30, "segmenter_epochs": 24, "steps_compared": [5, 10, 30]},
