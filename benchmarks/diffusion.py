@@ -241,7 +241,7 @@ def quality(name: str, run: Path, minutes: float) -> str:
 def ours_for(train: Slices) -> Ours:
     who = Ours(train.image_size, train.images.std().item())
     for model in (who.network, who.average):
-        model.learn_start(train.images)
+        model.learn_start(train.images, train.labels)
     return who
 
 

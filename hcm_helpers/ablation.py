@@ -43,7 +43,9 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
     }
     | UNPRICED,
     "dcgan": CONVOLUTIONAL | UNPRICED,
-    "acgan": CONVOLUTIONAL | {"cosine classifier": {"classifier": "cosine"}, "class weight 1": {"class_weight": 1.0}},
+    "acgan": CONVOLUTIONAL
+    | {"label smoothing": {"label_smoothing": 0.1}}
+    | {"cosine classifier": {"classifier": "cosine"}, "class weight 1": {"class_weight": 1.0}},
     "infogan": CONVOLUTIONAL | UNPRICED | {"no mutual information": {"mutual_information_weight": 0.0}},
     "diffusion": {
         "no augmentation": {"augment": 0.0},

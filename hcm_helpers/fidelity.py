@@ -27,6 +27,7 @@ MEASURES = {  # and what a better image gives
     "precision": "higher",
     "density": "higher",
     "recall": "higher",
+    "recall of all": "higher",
     "coverage": "higher",
     "MS-SSIM": "as the real",
     "sliced Wasserstein": "lower",
@@ -115,7 +116,8 @@ def neighbourhoods(real: Tensor, generated: Tensor, k: int = NEIGHBOURS) -> dict
     - recall: real images inside the neighbourhood of any generated one;
     - coverage: real images with any generated one inside their own neighbourhood.
 
-    Recall and coverage grow with the number of generated images, precision and density do not.
+    Recall and coverage depend on the number of generated images, precision and density do not: coverage grows with
+    it, recall need not, as more images have smaller neighbourhoods.
 
     Shapes: real (M, D), generated (N, D) → precision and density (N,), recall and coverage (M,).
 
@@ -253,8 +255,10 @@ def fidelity_table(
     - real test slices: held-out patients against the training slices;
     - real train slices: one random half of the training patients against the other, mean of DRAWS halvings.
 
-    One measure does not look at the training slices: "KID to test" is taken to the held-out ones, where a copy gains
-    nothing, and its row of real train slices compares all of them.
+    Two measures have rows of their own. "KID to test" does not look at the training slices: it is taken to the
+    held-out ones, where a copy gains nothing, and its row of real train slices compares all of them. "recall of all"
+    takes all images of a model, whose neighbourhoods are smaller than those of few: it asks more closely what models
+    that draw equally many leave out. There are not so many real slices, so it has no row of them.
 
     An Encoder has seen the training slices and knows them better than any other: by so much the first is worse.
 
@@ -262,7 +266,7 @@ def fidelity_table(
     images of the other half from it, means of DRAWS halvings (after Woodland et al. 2024, arXiv 2311.13717). It is 1
     where images are as far from real hearts as other patients' hearts are.
 
-    The 95 % intervals draw images of a model, but patients of real slices; those of recall and coverage draw the
+    The 95 % intervals draw images of a model, but patients of real slices; those of both recalls and coverage draw the
     training patients, whose slices they count. Nothing trains a model anew. FD and the sliced Wasserstein distance
     have none: a bootstrap repeats images, and would shift them.
 
@@ -315,6 +319,9 @@ def fidelity_table(
         for measure in ("precision", "density"):
             interval = bootstrap_interval(near[measure].numpy(), owners, seed=seed)
             add(name, measure, near[measure].mean(), *interval, len(images), drawn)
+        if owners is None:
+            interval = bootstrap_interval(near["recall"].numpy(), patients, seed=seed)
+            add(name, "recall of all", near["recall"].mean(), *interval, len(images), "patients")
         near = [neighbourhoods(real, found[part]) for part in parts]
         for measure in ("recall", "coverage"):
             values = torch.stack([found[measure] for found in near]).mean(dim=0).numpy()

@@ -280,6 +280,31 @@ def test_a_walk_begins_in_the_normal_distribution_of_the_images_under_noise(gene
     assert model.start(2, generator, sigma=0.0).std() < 1  # no noise: images of that distribution
 
 
+def test_what_a_walk_is_told_moves_its_beginning(generator):
+    """Images with a ramp across whose height is cos(π position), up or down by the phase, and one of chance down."""
+    model = Diffusion(32, width=8, num_classes=5)
+    n, ramp = 3000, torch.linspace(-1, 1, 32)
+    phase, position = torch.randint(0, 2, (n,), generator=generator), torch.rand(n, generator=generator)
+    targets = torch.stack([torch.full((n,), 3.0), phase.float(), position], dim=1)
+    heights = lambda t: torch.cos(torch.pi * t[:, 2]) + 0.5 * (2 * t[:, 1] - 1)  # noqa: E731
+    chance = 0.3 * torch.randn(n, 1, 1, 1, generator=generator) * ramp[:, None]
+    model.learn_start(0.1 + heights(targets)[:, None, None, None] * ramp + chance, targets)
+
+    told = torch.tensor([[3.0, 0.0, 0.0], [3.0, 1.0, 0.0], [3.0, 0.0, 1.0], [3.0, 1.0, 0.5]])
+    starts = model.start(4000, generator, told.repeat(1000, 1), sigma=0.0).unflatten(0, (1000, 4))
+    expected = 0.1 + heights(told)[:, None, None] * ramp.expand(32, 32)
+    torch.testing.assert_close(starts.mean(0)[:, 0], expected, atol=0.05, rtol=0)
+    # About these means only chance is left, and none of what was told.
+    torch.testing.assert_close(starts.std(0)[:, 0], 0.3 * ramp[:, None].abs().expand(4, 32, 32), atol=0.05, rtol=0)
+    for hide, left in ((1, 1.0), (2, -0.5)):  # not told the phase: what the position says, and the other way round
+        unknown = told[:1].clone()
+        unknown[0, hide] = -1
+        start = model.start(2000, generator, unknown.expand(2000, 3), sigma=0.0).mean(0)[0]
+        torch.testing.assert_close(start, 0.1 + left * ramp.expand(32, 32), atol=0.05, rtol=0)
+    untold = model.start(2000, generator, sigma=0.0).mean(0)[0]
+    torch.testing.assert_close(untold, torch.full((32, 32), 0.1), atol=0.05, rtol=0)
+
+
 def test_a_walk_from_there_with_the_best_denoiser_returns_the_data(generator):
     model = Diffusion(32, width=8, sampler="dpmpp_2m", sampling_steps=40)
     model.learn_start(ramps(3000, generator))

@@ -211,7 +211,9 @@ def test_the_table_has_every_measure_with_its_number(table, encoder):
     assert table["model"].drop_duplicates().tolist() == models
     assert not table.duplicated(["model", "measure"]).any()
     assert set(table["measure"]) == set(fidelity.MEASURES)
-    assert len(table) == len(models) * len(fidelity.MEASURES) - 1, "test slices are not compared with themselves"
+    # Test slices are not compared with themselves, and real slices are fewer than a model's.
+    assert len(table) == len(models) * len(fidelity.MEASURES) - 3
+    assert table[table["measure"] == "recall of all"]["model"].tolist() == models[:-2]
     matched = table[table["measure"].isin(["FD", "relative FD", "recall", "coverage", "sliced Wasserstein"])]
     assert set(matched["n"]) == {40}  # of half the training patients, and of the other groups
     whole = table[table["measure"].isin(["KID", "precision", "density"])].set_index("model")["n"]
@@ -239,6 +241,10 @@ def test_the_table_has_every_measure_with_its_number(table, encoder):
         kernel_distance(features[1], encoder.features(OTHERS.images))
     )
     assert REAL_TEST not in to_test.index
+    all_images = table[table["measure"] == "recall of all"].set_index("model").loc["10 % copies"]
+    images = disturbed(TEST.images, TRAIN.images, OTHERS.images)["10 % copies"]
+    near = fidelity.neighbourhoods(features[0], encoder.features(images))["recall"]
+    assert (all_images["value"], all_images["n"]) == (pytest.approx(near.mean().item()), len(images))
 
 
 @pytest.mark.parametrize(

@@ -112,15 +112,19 @@ class Conditions(nn.Module):
     def __init__(self, num_classes: int, embedding_dim: int, num_waves: int = 4):
         super().__init__()
         self.num_classes, self.num_waves = num_classes, num_waves
-        self.embed = nn.Linear(num_classes + 2 + 1 + num_waves, embedding_dim, bias=False)
+        self.num_features = num_classes + 2 + 1 + num_waves
+        self.embed = nn.Linear(self.num_features, embedding_dim, bias=False)
 
     def forward(self, targets: Tensor) -> Tensor:
+        return self.embed(self.features(targets))
+
+    def features(self, targets: Tensor) -> Tensor:
+        """The targets (B, 3) in numbers from −1 to 1, (B, num_features); those of what is not known are 0."""
         group, phase, position = targets.unbind(dim=1)
         groups = group[:, None] == torch.arange(self.num_classes, device=targets.device)
         phases = phase[:, None] == torch.arange(2, device=targets.device)
         waves = torch.cos(torch.pi * position[:, None] * torch.arange(self.num_waves + 1, device=targets.device))
-        features = torch.cat([groups.float(), phases.float(), waves.float() * (position >= 0)[:, None]], dim=1)
-        return self.embed(features)
+        return torch.cat([groups.float(), phases.float(), waves.float() * (position >= 0)[:, None]], dim=1)
 
 
 class UNet(nn.Module):
@@ -309,6 +313,8 @@ class Diffusion(nn.Module):
         self.register_buffer("start_sigma", torch.tensor(80.0))
         self.register_buffer("start_mean", torch.zeros(self.channels, image_size, image_size))
         self.register_buffer("start_directions", torch.zeros(NUM_DIRECTIONS, self.channels, image_size, image_size))
+        told = self.network.conditions.num_features if num_classes else 0
+        self.register_buffer("start_slopes", torch.zeros(told, self.channels, image_size, image_size))
         if self.follows_chain:
             timesteps(num_steps, sampling_steps)  # refuses too many
         elif sampling_steps < 1:
@@ -404,7 +410,7 @@ class Diffusion(nn.Module):
         return self.loss(batch, generator=generator)
 
     @torch.no_grad()
-    def learn_start(self, images: Tensor) -> None:
+    def learn_start(self, images: Tensor, targets: Tensor | None = None) -> None:
         """Let walks begin at σ = 10 (at 64×64) in the images' normal distribution, not at σ = 80 in pure noise.
 
         Under so much noise nothing of an image is to be seen but its place in the normal distribution of all, of mean
@@ -412,28 +418,59 @@ class Diffusion(nn.Module):
         it keeps the directions of most variance: those of a variance far below σ² drown in the noise. Noise averages
         out over the pixels of a shape, so σ grows as the side of the image does.
 
+        What a conditional network is told moves μ, by a linear regression on the `features`: a walk that begins at the
+        apex must not end at the base.
+
         Args:
             images: the training slices (N, C, S, S), with their masks' channels if the model has masks.
+            targets: their targets (N, 3) of `Conditions`; None: μ is the same for all.
 
         Source: Wang & Vastola 2024, arXiv 2412.09726.
         """
         x = images.flatten(1).float()
         mean = x.mean(dim=0)
-        # x − μ = U S Vᵀ: N weights of variance 1, times S/√N, times the directions V.
-        _, deviations, directions = torch.linalg.svd(x - mean, full_matrices=False)
+        rest = x - mean
+        self.start_slopes.zero_()
+        if targets is not None and self.num_classes:
+            # Each slice four times, as it is and with one of the three withheld, for walks that are not told it.
+            withheld = torch.cat([torch.zeros(1, 3), torch.eye(3)]).bool().to(targets.device)
+            told = [self.network.conditions.features(targets.masked_fill(hide, -1.0)) for hide in withheld]
+            a = torch.cat(told)  # (4 N, F)
+            inverse = torch.linalg.solve(a.T @ a + torch.eye(a.shape[1], device=a.device), a.T)  # ridge regression
+            slopes = sum(inverse.chunk(4, dim=1)) @ rest
+            self.start_slopes.copy_(slopes.view_as(self.start_slopes))
+            rest = rest - told[0] @ slopes
+        # The rest is U S Vᵀ: N weights of variance 1, times S/√N, times the directions V.
+        _, deviations, directions = torch.linalg.svd(rest, full_matrices=False)
         directions = (deviations[:, None] / len(x) ** 0.5 * directions)[:NUM_DIRECTIONS]
         self.start_sigma.fill_(10 * self.image_size / 64)
         self.start_mean.copy_(mean.view_as(self.start_mean))
         self.start_directions.zero_()[: len(directions)] = directions.view(-1, *self.start_mean.shape)
 
-    def start(self, n: int, generator: torch.Generator | None = None, sigma: float | None = None) -> Tensor:
-        """Draw n beginnings of a walk, (n, C, S, S), at the level σ; None: the first of the `levels`."""
+    def start(
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        targets: Tensor | None = None,
+        sigma: float | None = None,
+    ) -> Tensor:
+        """Draw n beginnings of a walk, (n, C, S, S).
+
+        Args:
+            n: how many.
+            generator: of all noise, on the CPU.
+            targets: what the walk will be told, (n, 3) of `Conditions`; None: nothing.
+            sigma: the level; None: the first of the `levels`.
+        """
         device = self.start_mean.device
         weights = torch.randn(n, len(self.start_directions), generator=generator).to(device)
         noise = torch.randn(n, *self.start_mean.shape, generator=generator).to(device)
         with torch.autocast(device.type, enabled=False):
-            along = torch.einsum("nk,kchw->nchw", weights, self.start_directions)
-        return self.start_mean + along + (self.levels()[0].item() if sigma is None else sigma) * noise
+            x = self.start_mean + torch.einsum("nk,kchw->nchw", weights, self.start_directions)
+            if targets is not None and self.num_classes:
+                told = self.network.conditions.features(targets.to(device))
+                x = x + torch.einsum("nf,fchw->nchw", told, self.start_slopes)
+        return x + (self.levels()[0].item() if sigma is None else sigma) * noise
 
     def levels(self) -> Tensor:
         """The noise levels that `sample` visits, from 80, or where `learn_start` begins, to 0: float64.
@@ -479,7 +516,7 @@ class Diffusion(nn.Module):
             DataError: labels of another number, or outside the groups.
         """
         targets = self.targets(n, labels, generator).to(self.alpha_bar.device) if self.num_classes else None
-        x, follow = self.start(n, generator), SAMPLERS[self.sampler]
+        x, follow = self.start(n, generator, targets), SAMPLERS[self.sampler]
         return follow(lambda x, sigma: self.denoise(x, sigma, targets), x, self.levels(), generator).clamp(-1, 1)
 
     def targets(self, n: int, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
