@@ -19,7 +19,7 @@ from hcm_helpers.training import load_samples, load_weights
 AS_IT_IS = "as it is"
 
 # Model: what is changed: parameters of its notebook. The weight of the gradient penalty is that of 64×64 in batches of
-# 16, by the rule beside `run.EQUATION_5`.
+# 16, by the rule beside `run.EQUATION_5`. A variant that the profile has already is left out.
 CONVOLUTIONAL = {
     "no augmentation": {"augment": False},
     "no average of weights": {"ema_decay": 0.0},

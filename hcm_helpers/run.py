@@ -65,7 +65,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
         "vae": {"epochs": 120, "patience": 40, "latent_dim": 32, "prior_components": 1},  # of more, more copies
         "gan": AT_THE_END | {"epochs": 220},
         "dcgan": GAN_64,
-        "acgan": GAN_64 | {"epochs": 50, "label_smoothing": 0.0},  # five times as many slices
+        "acgan": GAN_64 | {"epochs": 50, "label_smoothing": 0.0},  # of five times as many slices; docs/results.md
         "infogan": GAN_64,
         # HCM only: in this hour it comes nearer to HCM than one that learns all groups at once
         # At half the rate more hearts are plausible and more are copies (docs/results.md)

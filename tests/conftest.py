@@ -64,6 +64,11 @@ def encoder(tmp_path_factory):
 
 
 @pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder of its own with the run `small`: a VAE and the slices that it has learned from."""
     monkeypatch.chdir(tmp_path)

@@ -15,11 +15,6 @@ SHARES, MEANS, STDS = (torch.tensor(values, dtype=torch.float64) for values in (
 FOLLOWERS = [name for name in SAMPLERS if name != "ancestral"]  # of the curve
 
 
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
 @pytest.fixture(scope="module")
 def far() -> tuple[torch.Tensor, torch.Tensor]:
     """Noise at level 80, and where the curve of the mixture leads it at level 0.05."""

@@ -418,8 +418,8 @@ class Diffusion(nn.Module):
         it keeps the directions of most variance: those of a variance far below σ² drown in the noise. Noise averages
         out over the pixels of a shape, so σ grows as the side of the image does.
 
-        What a conditional network is told moves μ, by a linear regression on the `features`: a walk that begins at the
-        apex must not end at the base.
+        What a conditional network is told moves μ, by a ridge regression on the `Conditions.features`: a heart that is
+        told to lie at the apex must not begin as one of the base.
 
         Args:
             images: the training slices (N, C, S, S), with their masks' channels if the model has masks.
@@ -435,9 +435,8 @@ class Diffusion(nn.Module):
             # Each slice four times, as it is and with one of the three withheld, for walks that are not told it.
             withheld = torch.cat([torch.zeros(1, 3), torch.eye(3)]).bool().to(targets.device)
             told = [self.network.conditions.features(targets.masked_fill(hide, -1.0)) for hide in withheld]
-            a = torch.cat(told)  # (4 N, F)
-            inverse = torch.linalg.solve(a.T @ a + torch.eye(a.shape[1], device=a.device), a.T)  # ridge regression
-            slopes = sum(inverse.chunk(4, dim=1)) @ rest
+            squares = sum(f.T @ f for f in told) + torch.eye(told[0].shape[1], device=targets.device)
+            slopes = torch.linalg.solve(squares, sum(told).T @ rest)  # (F, C S S), ridge regression
             self.start_slopes.copy_(slopes.view_as(self.start_slopes))
             rest = rest - told[0] @ slopes
         # The rest is U S Vᵀ: N weights of variance 1, times S/√N, times the directions V.
