@@ -432,13 +432,11 @@ class Diffusion(nn.Module):
         rest = x - mean
         self.start_slopes.zero_()
         if targets is not None and self.num_classes:
-            # Each slice four times, as it is and with one of the three withheld, for walks that are not told it.
-            withheld = torch.cat([torch.zeros(1, 3), torch.eye(3)]).bool().to(targets.device)
-            told = [self.network.conditions.features(targets.masked_fill(hide, -1.0)) for hide in withheld]
-            squares = sum(f.T @ f for f in told) + torch.eye(told[0].shape[1], device=targets.device)
-            slopes = torch.linalg.solve(squares, sum(told).T @ rest)  # (F, C S S), ridge regression
+            told = self.network.conditions.features(targets)  # (N, F)
+            penalty = torch.eye(told.shape[1], device=told.device)  # ridge regression: what is withheld adds little
+            slopes = torch.linalg.solve(told.T @ told + penalty, told.T @ rest)
             self.start_slopes.copy_(slopes.view_as(self.start_slopes))
-            rest = rest - told[0] @ slopes
+            rest = rest - told @ slopes
         # The rest is U S Vᵀ: N weights of variance 1, times S/√N, times the directions V.
         _, deviations, directions = torch.linalg.svd(rest, full_matrices=False)
         directions = (deviations[:, None] / len(x) ** 0.5 * directions)[:NUM_DIRECTIONS]
