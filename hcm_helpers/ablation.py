@@ -33,6 +33,8 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
         "no augmentation": {"augment": False},
         "no residual blocks": {"num_blocks": 0},
         "no KL warm-up": {"kl_warmup": 0},
+        "no cooldown": {"cooldown": 0.0},
+        "32 numbers": {"latent_dim": 32},
         "one normal, no map": {"prior_components": 1},
         "map of ten normals": {"prior_components": 10},
     },

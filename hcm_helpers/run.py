@@ -62,7 +62,8 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     "quick": {},  # the notebooks as they are stored: the phantom, small pictures, minutes on two CPU cores
     "cpu": {  # 64×64, real patients where there are any, within an hour on two CPU cores
         "data_preparation": {"image_size": 64},
-        "vae": {"epochs": 120, "patience": 40, "latent_dim": 32, "prior_components": 1},  # of more, more copies
+        # Fewer numbers blur more, and a blur is nearer to everything; ten normals copy more (docs/results.md)
+        "vae": {"epochs": 240, "cooldown": 1.0, "latent_dim": 128, "prior_components": 1},
         "gan": AT_THE_END | {"epochs": 220},
         "dcgan": GAN_64,
         "acgan": GAN_64 | {"epochs": 50, "label_smoothing": 0.0},  # of five times as many slices; docs/results.md
