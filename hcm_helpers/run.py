@@ -91,7 +91,7 @@ PROFILES: dict[str, dict[str, Parameters]] = {
     },
     "best": {  # longer training and wider networks at 128×128, on a GPU
         "data_preparation": {"image_size": 128},
-        "vae": MANY | {"epochs": 500, "latent_dim": 64},
+        "vae": MANY | {"epochs": 500, "cooldown": 1.0, "latent_dim": 128, "prior_components": 1},
         "gan": MANY | {"epochs": 500},
         "dcgan": GAN_128,
         "infogan": GAN_128,
