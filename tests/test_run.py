@@ -142,9 +142,10 @@ def test_models_run_at_once_with_their_share_of_the_cores(hcm, tmp_path, noteboo
 
 
 def test_of_models_at_once_one_fails_the_others_end(hcm, tmp_path, notebooks):
-    code = "from hcm_helpers.acdc import DataError\nraise DataError('too few slices')"
-    write_notebook(notebooks, "07_diffusion", TRAIN, code)
-    write_notebook(notebooks, "06_infogan", TRAIN, "import time\ntime.sleep(3)")
+    code = "import pathlib\nfrom hcm_helpers.acdc import DataError\n(pathlib.Path(run_dir) / 'failing').touch()\n"
+    write_notebook(notebooks, "07_diffusion", TRAIN, code + "raise DataError('too few slices')")
+    code = MEET.format(mine="training", other="failing")  # on a busy machine the other one begins late
+    write_notebook(notebooks, "06_infogan", TRAIN, code + "time.sleep(3)")
     result = hcm("run", "--only", "02,06,07,08", "--jobs", "2")
     assert result.exit_code == 2
     assert "hcm: too few slices\n" in result.output
