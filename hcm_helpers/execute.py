@@ -124,14 +124,14 @@ def execute_in_turn(calls: Calls, started: Started, ended: Ended) -> None:
 
 
 def execute_at_once(calls: Calls, jobs: int, started: Started, ended: Ended) -> None:
-    """Run notebooks `jobs` at a time, each in a process of its own with its share of the cores.
+    """Run notebooks `jobs` at a time, begun in their order, each in a process of its own with its share of the cores.
 
-    The last one goes first, as the later notebooks take longer. Arguments as `execute_in_turn`.
+    Arguments as `execute_in_turn`.
 
     Raises:
         NotebookError: a cell failed; no more notebooks are started, and those that run have been run to their end.
     """
-    waiting, running, failures = list(calls), {}, []
+    waiting, running, failures = list(calls)[::-1], {}, []
     jobs = min(jobs, len(calls))
     with (
         environment("OMP_NUM_THREADS", str(max(1, machine()["cpu_cores"] // jobs))),
