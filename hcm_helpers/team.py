@@ -140,7 +140,8 @@ def find_team(devices: int | None, nodes: int | None) -> Team | None:
     size = launcher.world_size() if launcher and asked else 1
     if size == 1:
         if (nodes or 1) > 1:
-            raise DataError(f"--nodes {nodes}: `hcm run` must be started on each machine, by srun or torchrun (docs/cluster.md)")
+            how = "`hcm run` must be started on each machine, by srun or torchrun (docs/cluster.md)"
+            raise DataError(f"--nodes {nodes}: {how}")
         there = torch.cuda.device_count() or machine()["cpu_cores"]
         if (devices or 1) > there:
             what = "GPUs" if torch.cuda.is_available() else "CPU cores"
