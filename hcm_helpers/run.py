@@ -235,8 +235,8 @@ def run_series(
             }
             if jobs > 1 and len(calls) > 1:
                 # Longest first, so that no core is idle at the end: in profile cpu 02 with 9 minutes, then 07 to 04, 03
-                first = sorted(calls, key=lambda notebook: (notebook == "02_vae", notebook), reverse=True)
-                execute_at_once({notebook: calls[notebook] for notebook in first}, jobs, started, ended)
+                calls = dict(sorted(calls.items(), key=lambda call: (call[0] == "02_vae", call[0]), reverse=True))
+                execute_at_once(calls, jobs, started, ended)
             else:
                 execute_in_turn(calls, started, ended)
         write_report(folder)
