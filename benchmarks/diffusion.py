@@ -14,6 +14,7 @@ examples/unconditional_image_generation (linear schedule, AdamW 1e-4, β (0.95, 
 network is there twice: with the example's six levels, an eighth as wide, and with the three levels and widths of ours.
 """
 
+import math
 import multiprocessing
 import sys
 import tempfile
@@ -126,7 +127,8 @@ class Ours:
         self.name = f"ours, width {width}"
         fabric = make_fabric()
         told = {"num_classes": len(GROUPS), "dropout": 0.2}  # phase and position, as there is one group
-        model = Diffusion(size, width, sigma_data=sigma_data, augment=0.3, sampling_steps=10, **told)
+        told |= {"sigma_data": sigma_data, "P_mean": -0.8 + math.log(size / 64)}  # notebook 07's
+        model = Diffusion(size, width, augment=0.3, sampling_steps=10, **told)
         self.network = model.to(memory_format=torch.channels_last)
         self.average = deepcopy(self.network).eval()
         self.optimizers, self.fabric, self.steps = self.network.optimizers(4e-3, (0.9, 0.999)), fabric, 0

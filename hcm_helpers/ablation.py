@@ -103,6 +103,7 @@ def ablate(
     """
     if model not in VARIANTS:
         raise run.unknown("model", model, VARIANTS)
+    only = list(only)
     for variant in only:
         if variant not in VARIANTS[model]:
             raise run.unknown("variant", variant, VARIANTS[model])

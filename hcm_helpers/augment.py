@@ -69,7 +69,7 @@ def move(
     Args:
         degrees: the rotation of amount 1.
         shift: the translation of amount 1, as a share of the side.
-        scale: the enlargement of amount 1, as a share.
+        scale: by how much the picture is smaller at amount 1, as a share.
         gamma: brightness v in [0, 1] becomes v to the power 1 + gamma at amount 1.
     """
     angle, size = amounts[:, 0] * degrees * torch.pi / 180, 1 + amounts[:, 1] * scale

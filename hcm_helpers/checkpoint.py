@@ -65,13 +65,22 @@ class Training:
         """Go on from the checkpoint.
 
         Raises:
-            DataError: it is broken or of another training.
+            DataError: it is broken, of another network, or of a training with other settings. (Of the model's own
+                parameters, such as the weights of its losses, nothing is known here; `run` compares those.)
         """
         state, device = load_state(self.path), next(self.model.parameters()).device
         changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
         if changed or state["optimizers"].keys() != self.optimizers.keys():
             what = ", ".join(changed) or "the optimizer"
             raise DataError(f"{self.path} is of a training that differs in {what}: delete its folder to train anew")
+        weights = self.model.state_dict(), state["model"]
+        here, there = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in weights)
+        if here != there:
+            odd = next(name for name in here | there if here.get(name) != there.get(name))
+            raise DataError(
+                f"{self.path} is of another network: {odd} is {there.get(odd, 'missing')} there, "
+                f"{here.get(odd, 'missing')} here; take the parameters it was begun with, or delete its folder"
+            )
         for name in KEPT:
             setattr(self, name, state[name])
         self.losses = {name: [loss.to(device) for loss in values] for name, values in state["losses"].items()}

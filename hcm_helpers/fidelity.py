@@ -36,7 +36,7 @@ FEWEST = 10  # images that make a distribution
 LARGEST_SUBSET = 1000  # of KID (Bińkowski et al. 2018)
 NEIGHBOURS = 5
 DRAWS = 10  # of subsets, and of halves of the patients
-PAIRS = 1000  # for MS-SSIM
+PAIRS, PAIRS_EACH = 1000, 10  # for MS-SSIM: at least so many, and so many an image
 
 
 # From two sets of features or images to a figure
@@ -129,7 +129,7 @@ def neighbourhoods(real: Tensor, generated: Tensor, k: int = NEIGHBOURS) -> dict
     for name, features in (("real", real), ("generated", generated)):
         if len(features) <= k:
             raise DataError(f"{name}: {len(features)} images have no {k}-th neighbour each; give more than k={k}")
-    real, generated = _features(real, generated, fewest=k + 1)
+    real, generated = real.double(), generated.double()
     # In the direct way, as the one through a product would give an image a distance from itself.
     d = torch.cdist(real, generated, compute_mode="donot_use_mm_for_euclid_dist")
     radius_real, radius_generated = (
@@ -158,8 +158,9 @@ def diversity(images: Tensor, patients: np.ndarray | None = None, seed: int = 0)
     Source: Odena et al. 2017, arXiv 1610.09585.
     """
     rng = np.random.default_rng(seed)
-    i = rng.integers(len(images), size=PAIRS)
-    j = (i + rng.integers(1, len(images), size=PAIRS)) % len(images)
+    size = max(PAIRS, PAIRS_EACH * len(images))  # fewer would add a noise of their own to the interval
+    i = rng.integers(len(images), size=size)
+    j = (i + rng.integers(1, len(images), size=size)) % len(images)
     unit = to_unit(images)
     pairs = zip(torch.from_numpy(i).split(100), torch.from_numpy(j).split(100), strict=True)
     values = torch.cat([ms_ssim(unit[a], unit[b]) for a, b in pairs]).double().cpu().numpy()
@@ -171,6 +172,7 @@ def diversity(images: Tensor, patients: np.ndarray | None = None, seed: int = 0)
     drawn = rng.multinomial(number, np.full(number, 1 / number), size=1000)
     # Two patients drawn a and b times are a · b times a pair; the pairs within one are there as often as the patient.
     weights = drawn[:, owners[i]] * np.where(owners[i] == owners[j], 1, drawn[:, owners[j]])
+    weights = weights[weights.any(axis=1)]  # of few images a draw may be one image throughout, which has no pair
     low, high = np.quantile(weights @ values / weights.sum(axis=1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
@@ -179,7 +181,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, num_projections: int = 512, seed: i
     """Mean Wasserstein-1 distance between two sets of images over random directions of pixel space.
 
     Along a direction each image is one number, and the distance between two sets of numbers is the area between
-    their quantile functions. 0 for equal sets; in units of the pixel value for directions of length √(pixels).
+    their quantile functions. 0 for equal sets; in units of the pixel value, along directions of length 1.
 
     Args:
         x, y: images (N, 1, H, W) and (M, 1, H, W), N and M need not be equal.
@@ -448,11 +450,11 @@ def _halves(patients: np.ndarray, rng: np.random.Generator) -> list[tuple[Tensor
     return [tuple(torch.from_numpy(np.flatnonzero(rows)) for rows in (half, ~half)) for half in first]
 
 
-def _features(x: Tensor, y: Tensor, fewest: int = FEWEST) -> tuple[Tensor, Tensor]:
+def _features(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Two sets of features in double precision, for a distance of near sets loses digits; DataError if too few."""
     for features in (x, y):
-        if len(features) < fewest:
-            raise DataError(f"{len(features)} images are no distribution; give at least {fewest}")
+        if len(features) < FEWEST:
+            raise DataError(f"{len(features)} images are no distribution; give at least {FEWEST}")
     return x.double(), y.double()
 
 

@@ -22,7 +22,7 @@ from hcm_helpers.similarity import Matches, best_match, best_matches, bootstrap_
 from hcm_helpers.slices import Slices, load_slices
 
 HELD_OUT = "real held-out slices"
-FEWEST = 19  # held-out slices for a threshold: a further one exceeds the highest of them once in 20 times
+FEWEST = 19  # held-out slices for a threshold: were they all of different patients, 1 new one in 20 would exceed it
 
 
 def held_out_slices(folder: str | Path, groups: Sequence[str] | None = None) -> Slices:
@@ -87,9 +87,10 @@ def _check_sizes(images: Tensor, train: Slices) -> None:
 def copy_threshold(correlations: np.ndarray) -> float:
     """The highest of the held-out slices' correlations with their nearest training slices; copies lie above.
 
-    If a model drew new hearts as real patients are, an image of it would lie above once in n + 1 times, n the number
-    of held-out slices, for each of n + 1 is as likely to be the highest. Rounded up to four digits, so that it is the
-    same on every machine.
+    If a model drew new hearts as real patients are, an image of it would lie above between once in n + 1 times, n the
+    number of held-out slices, and once in m + 1, m that of their patients: each of n + 1 is as likely to be the
+    highest if slices of one patient are no more alike than those of several. Rounded up to four digits, so that it is
+    the same on every machine.
 
     Args:
         correlations: (n,), as `nearest_by_pixels` gives them for `held_out_slices`.
@@ -124,8 +125,6 @@ def copies_table(found: Mapping[str, pd.DataFrame], real: pd.DataFrame, patients
     Raises:
         DataError: held-out slices of one patient, or fewer than FEWEST.
     """
-    if len(np.unique(patients)) < 2:
-        raise DataError("held-out slices of one patient cannot be judged by those of others; prepare more patients")
     correlations = real["cc"].to_numpy()
     threshold = copy_threshold(correlations)
     highest_of_others = _highest_of_others(correlations, patients)
@@ -168,6 +167,9 @@ def copies_when_blurred(held_out: Slices, train: Slices, sigmas: Sequence[float]
     Returns:
         A row a sigma: sigma, cc (mean, to the nearest training slice), copies (share above the threshold, which is
         that of the other patients' slices as they are) with its 95 % interval over patients, low and high.
+
+    Raises:
+        DataError: held-out slices of one patient.
     """
     patients = held_out.manifest["patient"].to_numpy()
     thresholds, rows = _highest_of_others(nearest_by_pixels(held_out.images, train)[0], patients), []
@@ -180,7 +182,9 @@ def copies_when_blurred(held_out: Slices, train: Slices, sigmas: Sequence[float]
 
 
 def _highest_of_others(correlations: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    return np.array([correlations[patients != patient].max(initial=-1) for patient in patients])
+    if len(np.unique(patients)) < 2:
+        raise DataError("held-out slices of one patient cannot be judged by those of others; prepare more patients")
+    return np.array([correlations[patients != patient].max() for patient in patients])
 
 
 def closest_pairs(found: pd.DataFrame, count: int = 10) -> pd.DataFrame:

@@ -187,7 +187,8 @@ def run_series(
         raise DataError("--data is read by notebook 01 only; add 01 to --only")
     echo(f"run       {folder} (profile {profile}, seed {seed})")
 
-    record |= {"run": folder.name, "profile": profile, "seed": seed, "settings": settings}
+    others = {step: values for step, values in record.get("settings", {}).items() if step not in notebooks}
+    record |= {"run": folder.name, "profile": profile, "seed": seed, "settings": others | settings}
     record |= {
         "process": this_process(),
         "started": datetime.now().isoformat("T", "seconds"),

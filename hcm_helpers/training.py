@@ -117,6 +117,7 @@ def fit(
         )
     settings = {"batch_size": batch_size, "learning_rate": learning_rate, "betas": list(betas), "seed": seed}
     settings |= {"ema_decay": np.atleast_1d(ema_decay).tolist()}
+    settings |= {"image_size": train.image_size, "groups": train.labels.unique().tolist()}
     settings |= {"data": [train.fingerprint, validation.fingerprint]}
     schedule = {"epochs": epochs, "patience": patience, "validate_every": validate_every, "cooldown": cooldown}
     schedule |= {"num_snapshots": num_snapshots, "checkpoint_seconds": checkpoint_seconds}
@@ -189,7 +190,8 @@ def _fit(
         training.load()
         if num_snapshots and (folder / "snapshots.npz").is_file():
             snapshots = {n: x for n, x in load_snapshots(folder).items() if n <= len(training.history)}
-        if patience and len(training.history) - training.best_epoch >= patience:
+        looked = len(training.history) % validate_every == 0
+        if patience and looked and len(training.history) - training.best_epoch >= patience:
             epochs = len(training.history)  # it had ended early
     step = Replay(
         lambda x, labels: take_step(

@@ -89,6 +89,10 @@ def test_unknown_names_are_refused():
         Diffusion(32, width=8, schedule="quadratic")
     with pytest.raises(DataError, match=r"sampler='leap'.*ancestral, ddim"):
         Diffusion(32, width=8, sampler="leap")
+    model = Diffusion(32, width=8)
+    model.sampler = "leap"  # as a slider sets it
+    with pytest.raises(DataError, match=r"sampler='leap'.*ancestral, ddim"):
+        model.sample(1)
     with pytest.raises(DataError, match=r"recipe='v'.*'epsilon' or 'edm'"):
         Diffusion(32, width=8, recipe="v")
     with pytest.raises(DataError, match=r"optimizer='sgd'.*'muon' or 'adam'"):
@@ -255,6 +259,18 @@ def test_a_conditional_model_draws_the_group_it_is_told_and_hcm_by_default():
 def test_labels_outside_the_groups_are_refused(labels):
     with pytest.raises(DataError, match="labels must be 2 numbers from 0 to 4"):
         Diffusion(32, width=8, num_classes=5).sample(2, torch.tensor(labels))
+
+
+@pytest.mark.parametrize("target", [[3.5, 0, 0.5], [torch.nan, 0, 0.5], [5, 0, 0.5]])
+def test_a_target_without_such_a_group_is_refused(target):
+    with pytest.raises(DataError, match="labels must be 1 numbers from 0 to 4"):
+        Diffusion(32, width=8, num_classes=5).sample(1, torch.tensor([target]))
+
+
+@pytest.mark.parametrize("target", [[3, 7, 0.5], [3, 0.5, 0.5], [3, 0, 1.5], [3, 0, -0.5], [3, 0, torch.nan]])
+def test_a_target_without_such_a_phase_or_position_is_refused(target):
+    with pytest.raises(DataError, match="labels: the phase must be 0, 1 or −1"):
+        Diffusion(32, width=8, num_classes=5).sample(1, torch.tensor([target]))
 
 
 def test_groups_alone_are_targets_of_unknown_phase_and_position():

@@ -190,6 +190,20 @@ def test_diversity_of_two_images_is_their_ms_ssim():
     assert np.isnan(low), "two images have one pair only"
 
 
+def test_the_interval_of_diversity_is_as_wide_as_diversity_varies():
+    def sample(seed: int) -> torch.Tensor:
+        which = torch.rand(200, generator=torch.Generator().manual_seed(seed)) < 0.3
+        return torch.where(which[:, None, None, None], TEST.images[:1], -TEST.images[:1])
+
+    found = np.array([diversity(sample(seed)) for seed in range(30)])
+    assert (found[:, 2] - found[:, 1]).mean() == pytest.approx(2 * 1.96 * found[:, 0].std(ddof=1), rel=0.3)
+
+
+def test_diversity_of_few_images_has_an_interval():
+    noise = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert np.isfinite(diversity(noise)).all(), "a draw of one image three times has no pair and does not count"
+
+
 def test_no_image_is_a_pair_with_itself_and_patients_widen_the_interval():
     images = torch.cat([TEST.images[k : k + 1].repeat(10, 1, 1, 1) for k in range(0, 80, 16)])
     value, low, high = diversity(images, np.repeat(np.arange(5), 10))

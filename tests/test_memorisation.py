@@ -88,6 +88,12 @@ def test_blur_alone_makes_unseen_hearts_pass_for_copies(encoder):
     assert table["low"][1] <= table["copies"][1] <= table["high"][1]
 
 
+def test_one_unseen_patient_cannot_be_judged_by_others():
+    one = replace(HELD_OUT, manifest=HELD_OUT.manifest.assign(patient="patient099"))
+    with pytest.raises(DataError, match="held-out slices of one patient cannot be judged"):
+        memorisation.copies_when_blurred(one, TRAIN)
+
+
 def test_the_nearest_is_found_by_each_measure():
     generator = torch.Generator().manual_seed(0)
     train = TRAIN.images

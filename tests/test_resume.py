@@ -84,6 +84,17 @@ def test_other_parameters_are_told_and_what_follows_runs_again(hcm, tmp_path):
     assert done(tmp_path) == {"01": "x", "02": "0", "03": "00", "08": "xx"}
 
 
+def test_a_part_of_the_series_run_again_keeps_what_was_set_for_the_others(hcm, tmp_path):
+    assert hcm("--set", "dcgan.epochs=5", "--set", "vae.epochs=7").exit_code == 0
+    assert hcm("--only", "08").exit_code == 0
+    assert hcm("--only", "vae", "--set", "vae.epochs=9").exit_code == 0
+    settings = json.loads((tmp_path / "runs/quick/run.json").read_text())["settings"]
+    assert settings == {"04_dcgan": {"epochs": 5}, "02_vae": {"epochs": 9}}
+    before = done(tmp_path)
+    assert hcm("--resume").exit_code == 0
+    assert done(tmp_path) == before, "nothing is trained anew with other epochs"
+
+
 def test_other_data_or_code_are_told(hcm, tmp_path):
     hcm("--only", "1,2")
     voxels = next((tmp_path / "data/phantom").rglob("*.nii.gz"))

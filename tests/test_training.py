@@ -1,5 +1,6 @@
 """The training loop on toy models whose every step is known beforehand, and the distance it may select by."""
 
+import dataclasses
 import math
 import signal
 
@@ -14,6 +15,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from hcm_helpers.acdc import DataError
+from hcm_helpers.checkpoint import save_state
 from hcm_helpers.devices import Replay
 from hcm_helpers.fidelity import sliced_wasserstein
 from hcm_helpers.models.diffusion import Diffusion
@@ -344,6 +346,31 @@ def test_a_checkpoint_of_other_averages_is_refused(tmp_path):
     train(Scripted((1.0,) * 4), tmp_path, epochs=2)
     with pytest.raises(DataError, match=r"last\.safetensors is of a training that differs in ema_decay: delete"):
         train(Scripted((1.0,) * 4), tmp_path, epochs=4, ema_decay=[0.0, 0.5], resume=True)
+
+
+def test_a_checkpoint_of_another_network_or_of_other_slices_is_refused(tmp_path):
+    train(gan(), tmp_path, n=24, batch_size=8, epochs=2)
+    with pytest.raises(DataError, match=r"last\.safetensors is of another network: generator\.\S+ is .*take the param"):
+        train(GAN(32, latent_dim=8, width=16), tmp_path, n=24, batch_size=8, epochs=4, resume=True)
+    larger = slices(24, 64)
+    with pytest.raises(DataError, match=r"differs in image_size: delete its folder"):
+        fit(GAN(64, latent_dim=8, width=8), larger, larger, tmp_path, batch_size=8, ema_decay=0.0, resume=True)
+    fewer = dataclasses.replace(slices(24), labels=torch.zeros(24, dtype=torch.long))
+    with pytest.raises(DataError, match=r"differs in groups: delete its folder"):
+        fit(gan(), fewer, slices(3), tmp_path, batch_size=8, ema_decay=0.0, resume=True)
+    assert load_checkpoint(tmp_path)["steps"] == 6, "what was there is kept"
+
+
+def test_a_training_cut_off_between_two_looks_has_not_ended(tmp_path):
+    script = (9.0, 1.0, 9.0, 2.0, 9.0, 0.5, 9.0, 3.0, 9.0, 3.0)  # looked at in epochs 2, 4, 6, …
+    whole = train(Scripted(script), tmp_path / "whole", validate_every=2, patience=3)
+    train(Scripted(script), tmp_path / "parts", validate_every=2, patience=3, epochs=5)
+    state = load_checkpoint(tmp_path / "parts")
+    state["history"][-1]["validation"] = math.nan  # as if it had been cut off there, and not ended with a look
+    state["best"], state["best_epoch"] = 1.0, 2
+    save_state(state, tmp_path / "parts/checkpoint/last.safetensors")
+    parts = train(Scripted(script), tmp_path / "parts", validate_every=2, patience=3, resume=True)
+    assert parts["epoch"].tolist() == whole["epoch"].tolist() == list(range(1, 11))
 
 
 def test_resume_after_the_end_changes_nothing(tmp_path):

@@ -16,7 +16,7 @@ from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import jitter_amounts, move
 from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.layers import Batch, Moves, Muon, adam, check_width, drawn_on, normal
-from hcm_helpers.models.samplers import SAMPLERS, log_levels, rho_levels
+from hcm_helpers.models.samplers import find_sampler, log_levels, rho_levels
 from hcm_helpers.slices import Slices, drawn_slices
 
 NUM_DIRECTIONS = 32  # of the normal distribution in which a walk can begin
@@ -109,10 +109,12 @@ class Conditions(nn.Module):
     0 for end-diastole and 1 for end-systole, position from 0 (base) to 1 (apex); −1 is "not known" in each.
     """
 
-    def __init__(self, num_classes: int, embedding_dim: int, num_waves: int = 4):
+    NUM_WAVES = 4  # cosines of the position, beside a constant
+
+    def __init__(self, num_classes: int, embedding_dim: int):
         super().__init__()
-        self.num_classes, self.num_waves = num_classes, num_waves
-        self.num_features = num_classes + 2 + 1 + num_waves
+        self.num_classes = num_classes
+        self.num_features = num_classes + 2 + 1 + self.NUM_WAVES
         self.embed = nn.Linear(self.num_features, embedding_dim, bias=False)
 
     def forward(self, targets: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ class Conditions(nn.Module):
         group, phase, position = targets.unbind(dim=1)
         groups = group[:, None] == torch.arange(self.num_classes, device=targets.device)
         phases = phase[:, None] == torch.arange(2, device=targets.device)
-        waves = torch.cos(torch.pi * position[:, None] * torch.arange(self.num_waves + 1, device=targets.device))
+        waves = torch.cos(torch.pi * position[:, None] * torch.arange(self.NUM_WAVES + 1, device=targets.device))
         return torch.cat([groups.float(), phases.float(), waves.float() * (position >= 0)[:, None]], dim=1)
 
 
@@ -217,7 +219,7 @@ def noise_schedule(schedule: str, num_steps: int) -> Tensor:
     """β₁ … β_T of equation 9, float64 (num_steps,).
 
     linear: from 1e-4 to 0.02 (Ho et al. 2020, section 4; scaled by 1000/T for other T).
-    cosine: ᾱ_t = cos²(π/2 · (t/T + 0.008) / 1.008) (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17).
+    cosine: ᾱ_t ∝ cos²(π/2 · (t/T + 0.008) / 1.008), ᾱ₀ = 1 (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17).
 
     Raises:
         DataError: another name.
@@ -289,8 +291,7 @@ class Diffusion(nn.Module):
         super().__init__()
         check_image_size(image_size)
         check_width(width)
-        if sampler not in SAMPLERS:
-            raise DataError(f"sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        find_sampler(sampler)  # refuses an unknown one
         if recipe not in ("epsilon", "edm"):
             raise DataError(f"recipe={recipe!r}: choose 'epsilon' or 'edm'")
         if optimizer not in ("muon", "adam"):
@@ -510,10 +511,11 @@ class Diffusion(nn.Module):
             generator: of all noise, on the CPU.
 
         Raises:
-            DataError: labels of another number, or outside the groups.
+            DataError: labels of another number, outside the groups, or with no such phase or position; a sampler that
+                there is not.
         """
         targets = self.targets(n, labels, generator).to(self.alpha_bar.device) if self.num_classes else None
-        x, follow = self.start(n, generator, targets), SAMPLERS[self.sampler]
+        follow, x = find_sampler(self.sampler), self.start(n, generator, targets)
         return follow(lambda x, sigma: self.denoise(x, sigma, targets), x, self.levels(), generator).clamp(-1, 1)
 
     def targets(self, n: int, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
@@ -522,8 +524,12 @@ class Diffusion(nn.Module):
         if labels.ndim == 1:
             phase, position = torch.rand(2, len(labels), generator=generator)
             labels = torch.stack([labels.float(), (phase < 0.5).float(), position], dim=1)
-        if labels.shape != (n, 3) or labels[:, 0].min() < -1 or labels[:, 0].max() >= self.num_classes:
+        group, phase, position = labels.float().T if labels.shape == (n, 3) else torch.full((3, 1), torch.nan)
+        if not ((group.frac() == 0) & (group >= -1) & (group < self.num_classes)).all():
             raise DataError(f"labels must be {n} numbers from 0 to {self.num_classes - 1}, the index of the group")
+        told = ((phase == -1) | (phase == 0) | (phase == 1)) & ((position == -1) | (position >= 0) & (position <= 1))
+        if not told.all():
+            raise DataError("labels: the phase must be 0, 1 or −1 for not known, the position from 0 to 1 or −1")
         return labels.float()
 
 

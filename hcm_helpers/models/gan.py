@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hcm_helpers.cutting import check_image_size
-from hcm_helpers.models.layers import Batch, CopyPenalty, Moves, adam, bce, r1_penalty
+from hcm_helpers.models.layers import Batch, CopyPenalty, Moves, bce, r1_penalty, two_players
 
 
 class Generator(nn.Module):
@@ -93,10 +93,7 @@ class GAN(nn.Module):
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam a player."""
-        return {
-            "discriminator": adam(self.discriminator.parameters(), learning_rate, betas),
-            "generator": adam(self.generator.parameters(), learning_rate, betas),
-        }
+        return two_players(self, learning_rate, betas)
 
     def train_step(self, batch: Batch) -> Moves:
         """One move of each player in equation 5.

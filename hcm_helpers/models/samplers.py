@@ -4,9 +4,9 @@ All work on x = x_0 + σ ε, the image with noise of standard deviation σ on it
 same one seen through x_t = x / √(1 + σ²), with σ² = (1 − ᾱ_t) / ᾱ_t. What they have in common: `denoise(x, sigma)` is
 the network's guess of x_0, one call a network evaluation, and the way down is the curve
 
-    dx/dσ = (x − D(x; σ)) / σ        (Karras et al. 2022, arXiv 2206.00364, equation 3),
+    dx/dσ = (x − D(x; σ)) / σ        (Karras et al. 2022, arXiv 2206.00364, equations 1 and 3),
 
-on which only `ancestral` is a random walk. The last level is 0, where every one of them takes the guess as it is.
+on which only `ancestral` is a random walk. The last level is 0, where all but `ipndm` take the guess as it is.
 """
 
 import math
@@ -15,6 +15,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from hcm_helpers.acdc import DataError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x (B, C, H, W), σ ()) → x̂_0 (B, C, H, W)
 
@@ -112,7 +114,7 @@ def ipndm(denoise: Denoiser, x: Tensor, sigmas: Tensor, generator: torch.Generat
 def dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """DPM-Solver++ with the last two guesses: x̂_0 goes on as a line in λ = −log σ. Arguments as `ancestral`.
 
-    Source: Lu et al. 2022, arXiv 2211.01095, algorithm 2.
+    Source: Lu et al. 2022, arXiv 2211.01095, algorithm 2, but the line's integral is taken exactly (`_dpmpp`).
     """
     return _dpmpp(denoise, x, sigmas, order=2)
 
@@ -164,3 +166,14 @@ SAMPLERS = {
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_3m": dpmpp_3m,
 }
+
+
+def find_sampler(name: str) -> Callable[..., Tensor]:
+    """The sampler of this name.
+
+    Raises:
+        DataError: there is none.
+    """
+    if name not in SAMPLERS:
+        raise DataError(f"sampler={name!r}: choose one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]

@@ -103,7 +103,7 @@ class VAE(nn.Module):
         width: channels next to the image in both networks.
         augment: show the network each image turned, shifted, scaled and in other tones (`jitter`).
         prior_components: normal distributions in the mixture that `fit_prior` fits.
-        num_blocks: residual blocks at each size of both networks; 0: one convolution a size.
+        num_blocks: residual blocks at each size but the largest, in both networks; 0: one convolution a size.
         kl_warmup: training steps in which the weight of KL rises from 0 to 1; 0: it is 1 from the start.
     """
 
