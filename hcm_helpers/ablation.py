@@ -31,6 +31,7 @@ UNPRICED = {"no copy penalty": {"copy_penalty": 0.0}}
 VARIANTS: dict[str, dict[str, Parameters]] = {
     "vae": {
         "no augmentation": {"augment": False},
+        "no average of weights": {"ema_decay": 0.0},
         "no residual blocks": {"num_blocks": 0},
         "no KL warm-up": {"kl_warmup": 0},
         "no cooldown": {"cooldown": 0.0},
@@ -59,6 +60,7 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
         "no dropout": {"dropout": 0.0},
         "adam": {"optimizer": "adam", "learning_rate": 2e-3},  # twice as much is too much for it
         "no cooldown": {"cooldown": 0.0},
+        "start in pure noise": {"gaussian_start": False},
         "with masks": {"with_masks": True},
     },
 }

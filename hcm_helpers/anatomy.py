@@ -211,8 +211,8 @@ def anatomy_table(
     Returns:
         One row a set, kind of masks and measure: model, masks, measure, n (slices measured), drawn (from how many
         images or patients), value (share or mean), low, high, distance (Wasserstein, in the measure's unit),
-        distance_low, distance_high, error (mean difference in a slice between the segmenter's mask and the
-        expert's), note (in words, why there is no figure).
+        distance_low, distance_high, to_normal (the distance from the normal hearts), error (mean difference in a
+        slice between the segmenter's mask and the expert's), note (in words, why there is no figure).
     """
     real = {REAL_TRAIN: train, REAL_TEST: test, NORMAL: normal}
     sets = [(name, "segmenter", table.assign(patient=table.index)) for name, table in models.items()]
@@ -238,11 +238,14 @@ def anatomy_table(
                 draws = _draws_apart(values, reference, num_bootstrap, seed)
                 row["distance"] = wasserstein_mm(values, reference)
             row["distance_low"], row["distance_high"] = np.quantile(draws, [0.025, 0.975])
+            others = _measured(normal[normal["masks"] == masks], measure)
+            if name != NORMAL and len(others) >= FEWEST:
+                row["to_normal"] = wasserstein_mm(values, others)
             if name in real and masks == "segmenter":
                 pairs = real[name].query("plausible").pivot(index="row", columns="masks", values=measure)
                 row["error"] = pairs.reindex(columns=["segmenter", "expert"]).diff(axis=1)["expert"].abs().mean()
     columns = ["model", "masks", "measure", "n", "drawn", "value", "low", "high"]
-    columns += ["distance", "distance_low", "distance_high", "error", "note"]
+    columns += ["distance", "distance_low", "distance_high", "to_normal", "error", "note"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -286,7 +289,8 @@ def _distances(a: np.ndarray, b: np.ndarray, weights_a: np.ndarray, weights_b: n
 
 
 def render(table: pd.DataFrame) -> pd.DataFrame:
-    """`anatomy_table` in text, as `similarity.render`: a row a set, columns (measure, "mean", "distance" or "error").
+    """`anatomy_table` in text, as `similarity.render`: a row a set, columns (measure, "mean", "distance", "to NOR"
+    or "error").
 
     Where there is no figure its sentence stands, or "–".
     """
@@ -303,6 +307,7 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
         cells.setdefault(who, {})[title, mean] = row.note or f"{text(row.value, row.low, row.high)} of {row.n}"
         if row.measure not in SHARES:
             cells[who][title, "distance"] = text(row.distance, row.distance_low, row.distance_high)
+            cells[who][title, "to NOR"] = text(row.to_normal, np.nan, np.nan)
             cells[who][title, "error"] = text(row.error, np.nan, np.nan)
     return pd.DataFrame.from_dict(cells, orient="index").rename_axis(columns=["measure", None])
 

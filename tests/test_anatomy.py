@@ -308,6 +308,8 @@ def test_means_and_distances_are_those_of_the_shifts(table):
     vae, held_out, normal = found(table, "vae"), found(table, REAL_TEST, masks="expert"), found(table, NORMAL)
     assert vae["value"] == pytest.approx(11.95 + 1.5)
     assert [row["distance"] for row in (vae, held_out, normal)] == pytest.approx([1.5, 1, 4])
+    assert [row["to_normal"] for row in (vae, held_out)] == pytest.approx([5.5, 5])
+    assert np.isnan(normal["to_normal"])
     assert found(table, "vae", "asymmetry")["distance"] == pytest.approx(5 * 1.5)
     for row in (vae, held_out):
         assert row["low"] < row["value"] < row["high"]

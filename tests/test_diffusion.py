@@ -146,6 +146,17 @@ def test_levels_fall_from_noise_to_0_in_as_many_steps_as_asked_for(sampler):
     assert len(calls) == model.evaluations
 
 
+def test_without_guidance_nothing_is_told_from_the_start():
+    model = awake(Diffusion(32, width=8, num_classes=5, sampling_steps=2, guidance=0.0))
+    model.learn_start(torch.rand(8, 1, 32, 32), torch.tensor([[3.0, 0, 0], [0, 1, 1]]).repeat(4, 1))
+    told = torch.tensor([[[3.0, 0, 0]], [[0, 1, 1]]])
+    one, other = (model.sample(1, targets, torch.Generator().manual_seed(0)) for targets in told)
+    assert torch.equal(one, other)
+    model.guidance = 1.0
+    one, other = (model.sample(1, targets, torch.Generator().manual_seed(0)) for targets in told)
+    assert not torch.equal(one, other)
+
+
 def test_guidance_costs_two_evaluations():
     model = Diffusion(32, width=8, num_classes=5, sampler="heun", sampling_steps=4)
     assert model.evaluations == 7

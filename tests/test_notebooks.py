@@ -68,7 +68,16 @@ def check_series(folder):
 
 def test_series_on_the_phantom(tmp_path):
     patients = write_phantom(tmp_path / "phantom", patients=30)  # six a group: four to learn from
-    check_series(run.run_series("quick", patients, overrides=TINY, home=tmp_path))
+    with_masks = TINY | {"diffusion": TINY["diffusion"] | {"with_masks": True}}
+    folder = run.run_series("quick", patients, overrides=with_masks, home=tmp_path)
+    check_series(folder)
+    assert training.load_masks(folder / "diffusion").shape == (300, 32, 32)
+    pairs = pd.read_csv(folder / "evaluation" / "pairs.csv").set_index(["learned_from", "drawn_on"])
+    learned, drawn_on = (set(names) for names in pairs.index.levels)
+    assert learned == {"real slices", "pairs of Diffusion"}
+    assert drawn_on == {"real test slices", "real test slices, HCM", "pairs of Diffusion"}
+    codes = pd.read_csv(folder / "infogan" / "codes.csv")
+    assert set(codes["measure"]) == {"brightness", "right_mm", "down_mm", "cavity_mm2", "mean_wall_mm"}
 
 
 @pytest.mark.acdc

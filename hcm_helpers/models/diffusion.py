@@ -515,7 +515,8 @@ class Diffusion(nn.Module):
                 there is not.
         """
         targets = self.targets(n, labels, generator).to(self.alpha_bar.device) if self.num_classes else None
-        follow, x = find_sampler(self.sampler), self.start(n, generator, targets)
+        follow = find_sampler(self.sampler)
+        x = self.start(n, generator, targets if self.guidance else None)  # at weight 0 nothing is told
         return follow(lambda x, sigma: self.denoise(x, sigma, targets), x, self.levels(), generator).clamp(-1, 1)
 
     def targets(self, n: int, labels: Tensor | None, generator: torch.Generator | None = None) -> Tensor:
