@@ -117,7 +117,8 @@ def fit(
         )
     settings = {"batch_size": batch_size, "learning_rate": learning_rate, "betas": list(betas), "seed": seed}
     settings |= {"ema_decay": np.atleast_1d(ema_decay).tolist()}
-    settings |= {"image_size": train.image_size, "groups": train.labels.unique().tolist()}
+    labels = train.labels[:].reshape(len(train), -1)  # groups (N, 1), or targets (N, 3), the group first
+    settings |= {"image_size": train.image_size, "groups": labels[:, 0].unique().tolist()}
     settings |= {"data": [train.fingerprint, validation.fingerprint]}
     schedule = {"epochs": epochs, "patience": patience, "validate_every": validate_every, "cooldown": cooldown}
     schedule |= {"num_snapshots": num_snapshots, "checkpoint_seconds": checkpoint_seconds}

@@ -100,7 +100,7 @@ def test_cost_is_counted_and_the_model_stays_as_it_is():
 
 def test_an_error_leaves_the_model_as_it_is():
     model = Diffusion(32, width=8, sampling_steps=3)
-    with pytest.raises(KeyError):
+    with pytest.raises(DataError, match="sampler='none'"):
         widgets.draw_at_cost(model, None, 1, sampler="none")
     assert (model.sampler, model.sampling_steps) == ("dpmpp_2m", 3)
 
