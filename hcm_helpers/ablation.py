@@ -47,8 +47,11 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
     | UNPRICED,
     "dcgan": CONVOLUTIONAL | UNPRICED,
     "acgan": CONVOLUTIONAL
+    | UNPRICED
     | {"label smoothing": {"label_smoothing": 0.1}}
-    | {"cosine classifier": {"classifier": "cosine"}, "class weight 1": {"class_weight": 1.0}},
+    | {"cosine classifier": {"classifier": "cosine"}}
+    | {"class weight 0.2": {"class_weight": 0.2}, "class weight 1": {"class_weight": 1.0}}
+    | {"class of drawn slices": {"classify_fakes": True}, "class of real slices only": {"classify_fakes": False}},
     "infogan": CONVOLUTIONAL | UNPRICED | {"no mutual information": {"mutual_information_weight": 0.0}},
     "diffusion": {
         "no augmentation": {"augment": 0.0},

@@ -69,6 +69,19 @@ def test_losses_against_equations_6_and_7_by_hand():
     assert losses["generator"].item() == pytest.approx(-(log(1 / 4) + 0.5 * log_class), abs=1e-5)
 
 
+def test_without_classify_fakes_only_real_slices_teach_d_the_class():
+    # As above, but D's loss lacks the class of what was drawn; L_C is told whole, and G's loss is the same.
+    model = with_stubs(greys=[-1.0, -1.0], source=log(3), classes=log(2))
+    model.classify_fakes = False
+    white = Batch(torch.ones(8, 1, 32, 32), torch.zeros(8, dtype=torch.long))
+    losses = take_step(model, white, model.optimizers(**NO_STEP), make_fabric())
+
+    log_class = torch.where(model.generator.asked == 0, log(1 / 5), log(4 / 5)).mean().item()
+    assert losses["L_C"].item() == pytest.approx(log(4 / 5) + log_class, abs=1e-5)
+    assert losses["discriminator"].item() == pytest.approx(-(2 * log(3 / 4) + 0.5 * log(4 / 5)), abs=1e-5)
+    assert losses["generator"].item() == pytest.approx(-(log(1 / 4) + 0.5 * log_class), abs=1e-5)
+
+
 def test_hinge_takes_the_place_of_equation_6_and_the_penalty_that_of_the_source():
     # Source logits ½ for white and −½ for black: 1 − ½ = ½ real, 1 − ½ = ½ generated; G: −(−½). The source is ½ of a
     # mean over 32² pixels, so its slope has the square ¼ / 32²; the classes have none of this penalty.

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from hcm_helpers import training
 from hcm_helpers.acdc import DataError
 from hcm_helpers.devices import make_fabric
+from hcm_helpers.models.acgan import ACGAN
 from hcm_helpers.models.dcgan import DCGAN
 from hcm_helpers.models.gan import GAN
 from hcm_helpers.models.infogan import InfoGAN
@@ -79,7 +80,7 @@ def test_its_gradient_leads_away_from_the_slice():
     assert not torch.autograd.grad(penalty(far), far)[0].any()
 
 
-@pytest.mark.parametrize("model", [GAN, DCGAN, InfoGAN])
+@pytest.mark.parametrize("model", [GAN, DCGAN, ACGAN, InfoGAN])
 def test_the_generator_pays_and_the_slices_stay_out_of_every_file(model, tmp_path):
     images = torch.cat([patterns(), patterns().flip(2)]).mul(4).clamp(-1, 1)
     train = slices_of(images, list("aabbccdd"))
@@ -100,7 +101,7 @@ def test_the_generator_pays_and_the_slices_stay_out_of_every_file(model, tmp_pat
     assert not [name for name in names if "copy_penalty" in name]
 
 
-@pytest.mark.parametrize("model", [GAN, DCGAN, InfoGAN])
+@pytest.mark.parametrize("model", [GAN, DCGAN, ACGAN, InfoGAN])
 def test_the_price_moves_the_generator_and_not_the_discriminator(model):
     images = torch.cat([patterns(), patterns().flip(2)]).mul(4).clamp(-1, 1)
     fabric, weights = make_fabric(), {}

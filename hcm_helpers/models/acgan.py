@@ -9,7 +9,7 @@ from hcm_helpers.acdc import GROUPS, DataError
 from hcm_helpers.augment import diff_augment
 from hcm_helpers.cutting import check_image_size
 from hcm_helpers.models.dcgan import Generator, Trunk
-from hcm_helpers.models.layers import Batch, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
+from hcm_helpers.models.layers import Batch, CopyPenalty, Moves, divide_by_spectral_norm, game, r1_penalty, two_players
 
 
 class ConditionalGenerator(nn.Module):
@@ -104,11 +104,15 @@ class ACGAN(nn.Module):
         classifier: D's head for the class, "linear" or "cosine".
         class_weight: λ, the weight of L_C beside L_S; 1 in Odena et al. With a few dozen patients a group, D knows
             their groups by heart, and at λ = 1 G then collapses onto the few images that D is surest of.
+        classify_fakes: D learns the class of drawn images, too, as equation 7 has it. The players can then agree on
+            signs of a group that no heart has; without it D knows of real slices only what a group looks like, as in
+            Kang et al. 2021, arXiv 2111.01118.
         loss: of the source, "bce" or "hinge", see `layers.game`.
         spectral_norm: spectral normalisation in D, in place of batch normalisation.
         label_smoothing: D's target for the source of real images is 1 − label_smoothing, under "bce".
         gradient_penalty: weight γ of the R1 penalty on the source logit of D, 0 for none.
         augment: show D real and generated images through `diff_augment`.
+        copy_penalty: weight of `layers.CopyPenalty` on G, 0 for none.
         num_classes: how many groups there are.
     """
 
@@ -119,11 +123,13 @@ class ACGAN(nn.Module):
         width: int = 32,
         classifier: str = "linear",
         class_weight: float = 0.2,
+        classify_fakes: bool = True,
         loss: str = "bce",
         spectral_norm: bool = False,
         label_smoothing: float = 0.1,
         gradient_penalty: float = 0.0,
         augment: bool = True,
+        copy_penalty: float = 0.0,
         num_classes: int = len(GROUPS),
     ):
         super().__init__()
@@ -132,21 +138,24 @@ class ACGAN(nn.Module):
         self.discriminator = Discriminator(image_size, width, num_classes, classifier, batch_norm=not spectral_norm)
         if spectral_norm:
             divide_by_spectral_norm(self.discriminator)
-        self.latent_dim, self.num_classes, self.class_weight = latent_dim, num_classes, class_weight
+        self.latent_dim, self.num_classes = latent_dim, num_classes
+        self.class_weight, self.classify_fakes = class_weight, classify_fakes
         self.loss = game(loss, label_smoothing)
         self.gradient_penalty = gradient_penalty
         self.augment = diff_augment if augment else nn.Identity()
+        self.copy_penalty = CopyPenalty(copy_penalty)
 
     def optimizers(self, learning_rate: float, betas: tuple[float, float]) -> dict[str, Optimizer]:
         """One Adam a player."""
         return two_players(self, learning_rate, betas)
 
     def train_step(self, batch: Batch) -> Moves:
-        """D ascends L_S + λ L_C (equations 6 and 7), G ascends λ L_C − L_S.
+        """D ascends L_S + λ L_C (equations 6 and 7), G ascends λ L_C − L_S and pays for copies.
 
         The paper's text has G ascend L_S − L_C, which would teach it to draw the wrong group; Odena et al. have
         it as it stands here. Under "bce" −L_S is taken in its non-saturating form, log P(S = real | X_fake); under
-        "hinge" the hinge losses stand in the place of −L_S.
+        "hinge" the hinge losses stand in the place of −L_S. Without `classify_fakes` D ascends the first term of L_C
+        only, that of real slices; G its second one, as ever.
         """
         x, c, G, D, T = batch.images, batch.labels, self.generator, self.discriminator, self.augment
         loss, lambda_ = self.loss, self.class_weight
@@ -157,14 +166,15 @@ class ACGAN(nn.Module):
         S_real, C_real = D(T(x))
         S_fake, C_fake = D(T(x_fake.detach()))
         L_S = -loss.real(S_real) - loss.fake(S_fake)
-        L_C = -F.cross_entropy(C_real, c) - F.cross_entropy(C_fake, c_fake)
-        loss_D = -(L_S + lambda_ * L_C)
+        L_C_real, L_C_fake = -F.cross_entropy(C_real, c), -F.cross_entropy(C_fake, c_fake)
+        L_C = L_C_real + L_C_fake
+        loss_D = -(L_S + lambda_ * (L_C if self.classify_fakes else L_C_real))
         if self.gradient_penalty:
             loss_D = loss_D + self.gradient_penalty * r1_penalty(lambda images: D(images)[0], T(x))
         yield "discriminator", loss_D
 
         S_fake, C_fake = D(T(x_fake))
-        loss_G = loss.fool(S_fake) + lambda_ * F.cross_entropy(C_fake, c_fake)
+        loss_G = loss.fool(S_fake) + lambda_ * F.cross_entropy(C_fake, c_fake) + self.copy_penalty(x_fake)
         yield "generator", loss_G
         return {"generator": loss_G, "discriminator": loss_D, "L_S": L_S, "L_C": L_C}
 
