@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
 from hcm_helpers import anatomy, features, fidelity, memorisation, run, segmentation
 from hcm_helpers.acdc import GROUPS, DataError
@@ -67,6 +69,7 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
         "with masks": {"with_masks": True},
     },
 }
+WALLS = {"wall_to_hcm": "wall to HCM, mm", "wall_to_nor": "to NOR, mm"}
 MEASURED = clone_or_wheel("docs/ablation", "ablation_tables")  # tables of profile cpu on ACDC
 SHORT = {"diffusion": {"compare_steps": [5, 10]}, "acgan": {"judge_epochs": 1}, "infogan": {"segmenter_epochs": 1}}
 
@@ -100,7 +103,7 @@ def ablate(
 
     Returns:
         A row a variant and seed: KID with its interval over images, precision, recall, share of plausible hearts,
-        share of copies, seconds of training.
+        the distance in mm of their mean wall from that of HCM and of NOR, share of copies, seconds of training.
 
     Raises:
         DataError: an unknown model or variant, or a run without slices or networks; nothing has been started.
@@ -151,6 +154,8 @@ def ablate(
 class Judge:
     """The networks of notebook 08 and the training slices with HCM of a run, to judge the samples in a folder.
 
+    The walls are compared with those of the training slices with HCM and of the held-out ones of NOR.
+
     Raises:
         DataError: the run has no slices or no networks.
     """
@@ -165,18 +170,35 @@ class Judge:
         self.segmenter = load_weights(segmentation.Segmenter(size), networks / "segmenter")
         self.features = self.encoder.features(self.real.images)
         held_out = memorisation.held_out_slices(folder / "slices", ["HCM"])
+        normal = load_slices(folder / "slices", "test", ["NOR"]).images
+        real = {"wall_to_hcm": self.real.images, "wall_to_nor": normal}
+        self.walls = {name: mean_walls(self.hearts(images)) for name, images in real.items()}
         self.threshold = memorisation.copy_threshold(memorisation.nearest_by_pixels(held_out.images, self.real)[0])
+
+    def hearts(self, images: Tensor) -> pd.DataFrame:
+        return anatomy.measure_all(segmentation.segment(self.segmenter, images), self.real.pixel_mm)
 
     def __call__(self, folder: Path) -> dict[str, float]:
         images, labels = load_samples(folder)
         images = images[(labels == GROUPS.index("HCM")) | (labels == -1)]
         drawn = self.encoder.features(images)
         near = fidelity.neighbourhoods(self.features, drawn)
-        hearts = anatomy.measure_all(segmentation.segment(self.segmenter, images), self.real.pixel_mm)
+        hearts = self.hearts(images)
+        walls = {name: apart(mean_walls(hearts), real) for name, real in self.walls.items()}
         kid = dict(zip(("KID", "low", "high"), fidelity.kernel_distance(self.features, drawn), strict=True))
         shares = {measure: near[measure].mean().item() for measure in ("precision", "recall")}
         copies = memorisation.nearest_by_pixels(images, self.real)[0] > self.threshold
-        return kid | shares | {"plausible": hearts["plausible"].mean(), "copies": copies.mean()}
+        return kid | shares | {"plausible": hearts["plausible"].mean(), **walls, "copies": copies.mean()}
+
+
+def mean_walls(hearts: pd.DataFrame) -> pd.Series:
+    """The mean thickness of the wall in mm, of the plausible hearts among those measured."""
+    return hearts.loc[hearts["plausible"], "mean_wall_mm"].dropna()
+
+
+def apart(a: pd.Series, b: pd.Series) -> float:
+    """Their Wasserstein distance in mm, NaN where one has too few hearts to tell."""
+    return anatomy.wasserstein_mm(a, b) if min(len(a), len(b)) >= anatomy.FEWEST else math.nan
 
 
 def kept_table(model: str, folder: str | Path) -> pd.DataFrame:
@@ -204,6 +226,7 @@ def render(table: pd.DataFrame) -> pd.DataFrame:
             "precision": f"{group['precision'].mean():.2f}",
             "recall": f"{group['recall'].mean():.2f}",
             "plausible, %": f"{100 * group['plausible'].mean():.0f}",
+            **{head: f"{group[name].mean():.1f}".replace("nan", "–") for name, head in WALLS.items() if name in group},
             "copies, %": f"{100 * group['copies'].mean():.1f}",
             "training, s": f"{group['seconds_training'].mean():.0f}",
         }

@@ -83,6 +83,21 @@ def test_the_judge_knows_real_slices(home):
     assert judge(home / "noise")["KID"] > same["high"]
 
 
+def test_the_judge_says_whether_walls_are_those_of_hcm(home, monkeypatch):
+    judge = ablation.Judge(home / "runs" / "a")
+    judge.walls = {"wall_to_hcm": pd.Series([14.0] * 10), "wall_to_nor": pd.Series([9.0] * 10)}
+    folder = home / "twelve"
+    folder.mkdir()
+    training.save_samples(torch.rand(60, 1, 32, 32) * 2 - 1, folder)
+    hearts = pd.DataFrame({"plausible": [True] * 30 + [False] * 30, "mean_wall_mm": [12.0] * 30 + [50.0] * 30})
+    monkeypatch.setattr(ablation.Judge, "hearts", lambda self, images: hearts)
+    judged = judge(folder)
+    assert (judged["wall_to_hcm"], judged["wall_to_nor"]) == pytest.approx((2, 3))
+    monkeypatch.setattr(ablation.Judge, "hearts", lambda self, images: hearts[21:])  # nine plausible ones
+    table = pd.DataFrame([{"variant": "as it is", "seed": 0} | judge(folder) | {"seconds_training": 1.0}])
+    assert ablation.render(table).loc["as it is", ["wall to HCM, mm", "to NOR, mm"]].tolist() == ["–", "–"]
+
+
 @pytest.mark.parametrize("model", ablation.VARIANTS)
 def test_variants_change_what_the_notebook_has(model):
     step = run.find_step(model)
