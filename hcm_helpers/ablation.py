@@ -69,6 +69,7 @@ VARIANTS: dict[str, dict[str, Parameters]] = {
         "with masks": {"with_masks": True},
     },
 }
+# Column of the table: its head
 WALLS = {"wall_to_hcm": "wall to HCM, mm", "wall_to_nor": "to NOR, mm"}
 MEASURED = clone_or_wheel("docs/ablation", "ablation_tables")  # tables of profile cpu on ACDC
 SHORT = {"diffusion": {"compare_steps": [5, 10]}, "acgan": {"judge_epochs": 1}, "infogan": {"segmenter_epochs": 1}}
@@ -176,6 +177,7 @@ class Judge:
         self.threshold = memorisation.copy_threshold(memorisation.nearest_by_pixels(held_out.images, self.real)[0])
 
     def hearts(self, images: Tensor) -> pd.DataFrame:
+        """`anatomy.measure_all` of the masks that the segmenter draws into the images."""
         return anatomy.measure_all(segmentation.segment(self.segmenter, images), self.real.pixel_mm)
 
     def __call__(self, folder: Path) -> dict[str, float]:
@@ -197,7 +199,7 @@ def mean_walls(hearts: pd.DataFrame) -> pd.Series:
 
 
 def apart(a: pd.Series, b: pd.Series) -> float:
-    """Their Wasserstein distance in mm, NaN where one has too few hearts to tell."""
+    """Wasserstein distance of two sets of walls in mm, NaN where one has too few hearts to tell."""
     return anatomy.wasserstein_mm(a, b) if min(len(a), len(b)) >= anatomy.FEWEST else math.nan
 
 

@@ -84,16 +84,21 @@ def test_the_judge_knows_real_slices(home):
 
 
 def test_the_judge_says_whether_walls_are_those_of_hcm(home, monkeypatch):
-    judge = ablation.Judge(home / "runs" / "a")
-    judge.walls = {"wall_to_hcm": pd.Series([14.0] * 10), "wall_to_nor": pd.Series([9.0] * 10)}
-    folder = home / "twelve"
+    normal = slices.load_slices(home / "runs" / "a" / "slices", "test", ["NOR"]).images
+    drawn = pd.DataFrame({"plausible": [True] * 30 + [False] * 30, "mean_wall_mm": [12.0] * 30 + [50.0] * 30})
+
+    def hearts(judge, images):  # 14 mm in HCM, 9 mm in NOR
+        if len(images) == len(drawn):
+            return drawn
+        return pd.DataFrame({"plausible": True, "mean_wall_mm": [9.0 if torch.equal(images, normal) else 14.0] * 10})
+
+    monkeypatch.setattr(ablation.Judge, "hearts", hearts)
+    judge, folder = ablation.Judge(home / "runs" / "a"), home / "twelve"
     folder.mkdir()
-    training.save_samples(torch.rand(60, 1, 32, 32) * 2 - 1, folder)
-    hearts = pd.DataFrame({"plausible": [True] * 30 + [False] * 30, "mean_wall_mm": [12.0] * 30 + [50.0] * 30})
-    monkeypatch.setattr(ablation.Judge, "hearts", lambda self, images: hearts)
+    training.save_samples(torch.rand(len(drawn), 1, 32, 32) * 2 - 1, folder)
     judged = judge(folder)
     assert (judged["wall_to_hcm"], judged["wall_to_nor"]) == pytest.approx((2, 3))
-    monkeypatch.setattr(ablation.Judge, "hearts", lambda self, images: hearts[21:])  # nine plausible ones
+    monkeypatch.setattr(ablation.Judge, "hearts", lambda judge, images: drawn[21:])  # nine plausible ones
     table = pd.DataFrame([{"variant": "as it is", "seed": 0} | judge(folder) | {"seconds_training": 1.0}])
     assert ablation.render(table).loc["as it is", ["wall to HCM, mm", "to NOR, mm"]].tolist() == ["–", "–"]
 

@@ -45,8 +45,8 @@ class Judge(nn.Module):
         return self.source * m, torch.stack([self.classes * m, -self.classes * m], dim=1)
 
 
-def with_stubs(greys, source, classes):
-    model = small(num_classes=2, label_smoothing=0.0, augment=False, class_weight=0.5)
+def with_stubs(greys, source, classes, **settings):
+    model = small(num_classes=2, label_smoothing=0.0, augment=False, class_weight=0.5, **settings)
     model.generator, model.discriminator = Painter(greys), Judge(source, classes)
     return model
 
@@ -71,8 +71,7 @@ def test_losses_against_equations_6_and_7_by_hand():
 
 def test_without_classify_fakes_only_real_slices_teach_d_the_class():
     # As above, but D's loss lacks the class of what was drawn; L_C is told whole, and G's loss is the same.
-    model = with_stubs(greys=[-1.0, -1.0], source=log(3), classes=log(2))
-    model.classify_fakes = False
+    model = with_stubs(greys=[-1.0, -1.0], source=log(3), classes=log(2), classify_fakes=False)
     white = Batch(torch.ones(8, 1, 32, 32), torch.zeros(8, dtype=torch.long))
     losses = take_step(model, white, model.optimizers(**NO_STEP), make_fabric())
 

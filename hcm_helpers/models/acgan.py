@@ -105,8 +105,8 @@ class ACGAN(nn.Module):
         class_weight: λ, the weight of L_C beside L_S; 1 in Odena et al. With a few dozen patients a group, D knows
             their groups by heart, and at λ = 1 G then collapses onto the few images that D is surest of.
         classify_fakes: D learns the class of drawn images, too, as equation 7 has it. The players can then agree on
-            signs of a group that no heart has; without it D knows of real slices only what a group looks like, as in
-            Kang et al. 2021, arXiv 2111.01118.
+            signs of a group that no heart has. Without it D learns from real slices only what a group looks like, as
+            in Kang et al. 2021, arXiv 2111.01118.
         loss: of the source, "bce" or "hinge", see `layers.game`.
         spectral_norm: spectral normalisation in D, in place of batch normalisation.
         label_smoothing: D's target for the source of real images is 1 − label_smoothing, under "bce".
