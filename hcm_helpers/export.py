@@ -35,7 +35,7 @@ from hcm_helpers.models.vae import VAE
 from hcm_helpers.slices import Slices, load_slices
 
 NETWORKS = {"vae": VAE, "gan": GAN, "dcgan": DCGAN, "acgan": ACGAN, "infogan": InfoGAN, "diffusion": Diffusion}
-LOSSES_ONLY = ("copy_penalty", "classify_fakes")  # play no part in drawing, and earlier runs did not have them
+ADDED_LATER = ("copy_penalty", "classify_fakes")  # earlier runs lack them, and to draw they are not needed
 SUFFIXES = {"png": "png", "nifti": "nii.gz", "npz": "npy"}  # of an image; those of an npz wait in .npy for the others
 TABLES = ("samples.npz", "manifest.csv", "datalist.json")
 STATE = "export.json"
@@ -141,7 +141,7 @@ def load_model(folder: Path, name: str) -> tuple[nn.Module, dict[str, Any]]:
     parameters = facts.get("parameters")
     if not isinstance(parameters, dict):
         raise DataError(f"{path} is broken (it has no parameters): train this model again")
-    arguments = [key for key in inspect.signature(NETWORKS[name]).parameters if key not in LOSSES_ONLY]
+    arguments = [key for key in inspect.signature(NETWORKS[name]).parameters if key not in ADDED_LATER]
     for key in ("groups", *arguments):
         if key not in parameters:
             raise DataError(f"{path} lacks the parameter {key!r}: train this model again")
